@@ -1,0 +1,36 @@
+"""Where things live: the shipped recipes and groups, the cache, the samples."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from peftcli.config.errors import Mistake, UserError
+
+
+def shipped(folder: str) -> Path:
+    """The shipped `configs` or `recipes` folder: inside an installed package, else beside it in a checkout."""
+    package = Path(__file__).resolve().parent.parent
+    inside = package / folder
+    return inside if inside.is_dir() else package.parent / folder
+
+
+def cache() -> Path:
+    """The cache folder: `$PEFTCLI_CACHE`, else `$XDG_CACHE_HOME/peftcli`, else `~/.cache/peftcli`."""
+    if named := os.environ.get("PEFTCLI_CACHE"):
+        return Path(named).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "peftcli"
+
+
+def sample_folder(name: str) -> Path:
+    """The folder of a fetched and converted sample.
+
+    Raises:
+        UserError: It is not there; the message names the command that fetches it.
+    """
+    folder = cache() / "samples" / name
+    if not (folder / "complete").is_file():
+        raise UserError(
+            Mistake(f"sample {name!r} is not on this machine", hint=f"fetch it once with: peft samples fetch {name}")
+        )
+    return folder

