@@ -185,7 +185,7 @@ class TrainingConfig:
     baselines: bool = True
     """Also measure the untouched base and the trivial baselines on the test split."""
     merge_tolerance: float = 0.05
-    """Largest difference between merged and unmerged outputs, as a share of the outputs' spread."""
+    """Largest mean difference between merged and unmerged outputs at a position, as a share of the outputs' spread."""
 
 
 @dataclass

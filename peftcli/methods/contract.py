@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -39,7 +40,7 @@ class Stage:
     start: Callable[[nn.Module], None] | None = None
 
 
-class Method:
+class Method(ABC):
     """A method's life around the loop. A subclass overrides `attach` and whatever else it needs.
 
     Args:
@@ -52,9 +53,9 @@ class Method:
     def __init__(self, settings: Any):
         self.settings = settings
 
+    @abstractmethod
     def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> nn.Module:
         """Return the model with the adapter in it; only what is trained requires a gradient. Called right after seeding."""
-        raise NotImplementedError(f"{type(self).__name__} has to say how it attaches")
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Groups of trained parameters, each `{"names": [...], "lr_scale": float}`; every trained tensor in just one."""

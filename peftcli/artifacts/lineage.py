@@ -1,0 +1,138 @@
+"""Where an adapter comes from: which base, by content; which data, config, seed and package version."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.adaption_prompt import AdaptionPromptModel
+from peft.tuners.adaption_prompt.layer import AdaptedAttention
+from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import Tensor, nn
+
+import peftcli
+from peftcli.config.schema import RunConfig
+
+NOT_THE_EXPERIMENT = ("name", "output", "launch", "tracker", "fetch")
+"""Config keys that say where and how a run was made, not what it computes."""
+
+
+def collect(
+    model: nn.Module,
+    config: RunConfig,
+    *,
+    base_id: str,
+    revision: str | None,
+    data_fingerprint: str,
+    base: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """The lineage of a trained adapter.
+
+    Args:
+        model: The model with the adapter in it.
+        config: The run's config.
+        base_id: Name of the base model; no path of this machine.
+        revision: Its revision, where it has one.
+        data_fingerprint: Of the rows it was trained on.
+        base: `digests` taken before the adapter was attached, where the method rearranges the base; more than the
+            adapted tensors may be in it.
+    """
+    names = adapted(model)
+    base = digests(model, names) if base is None else {name: base[name] for name in names}
+    return {
+        "package": "peftcli",
+        "package_version": peftcli.__version__,
+        "base": {
+            "id": base_id,
+            "revision": revision,
+            "hash": combined(base),
+            "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "tensors": base,
+        },
+        "method": config.method.name,
+        "data_fingerprint": data_fingerprint,
+        "config_hash": config_hash(config),
+        "seed": config.seed,
+    }
+
+
+def adapted(model: nn.Module) -> list[str]:
+    """Names, as in the untouched base, of the base tensors that an adapter sits on; all of them where it sits on none.
+
+    Modules that the adapter replaces whole (a new head) are left out: the base's own are never used.
+    """
+    prefix = _prefix(model)
+    modules = [(name.removeprefix(prefix) + ".", module) for name, module in model.named_modules()]
+    on = tuple(name for name, module in modules if isinstance(module, BaseTunerLayer))
+    replaced = tuple(
+        name for name, module in modules if isinstance(module, AuxiliaryTrainingWrapper | AdaptedAttention)
+    )
+    tensors = list(base_tensors(model))
+    chosen = [name for name in tensors if name.startswith(on)] or tensors
+    return sorted(name for name in chosen if not name.startswith(replaced))
+
+
+def base_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The base's tensors by their names in the untouched base, whether or not an adapter is wrapped around them."""
+    prefix = _prefix(model)
+    layers = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
+    tensors = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        in_adapter = name.startswith(layers) and ".base_layer." not in name
+        if name.startswith(prefix) and not in_adapter and ".modules_to_save." not in name:
+            plain = name.removeprefix(prefix).replace(".base_layer.", ".").replace(".original_module.", ".")
+            tensors[plain] = tensor
+    return tensors
+
+
+def digests(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
+    """SHA-256 of each named base tensor, of all where none is named; a name that the base lacks gets an empty digest.
+
+    Tensors are rounded to bfloat16 first, so a base loaded in float32 and in bfloat16 has the same digests.
+    """
+    tensors = base_tensors(model)
+    return {
+        name: _digest(tensors[name]) if name in tensors else "" for name in sorted(tensors if names is None else names)
+    }
+
+
+def combined(tensor_digests: dict[str, str]) -> str:
+    """One hash of many digests, by sorted name."""
+    whole = hashlib.sha256()
+    for name, digest in sorted(tensor_digests.items()):
+        whole.update(f"{name} {digest}\n".encode())
+    return whole.hexdigest()
+
+
+def hash_tensors(model: nn.Module, names: Iterable[str]) -> str:
+    """One hash of the named base tensors, whatever dtype they are loaded in."""
+    return combined(digests(model, names))
+
+
+def config_hash(config: RunConfig) -> str:
+    """Hash of what a run computes; where it is written and how it is launched do not count."""
+    tree = {key: value for key, value in asdict(config).items() if key not in NOT_THE_EXPERIMENT}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _digest(tensor: Tensor) -> str:
+    tensor = tensor.detach()
+    if tensor.is_floating_point():
+        tensor = tensor.to(torch.bfloat16)
+    content = hashlib.sha256(str(tuple(tensor.shape)).encode())
+    if tensor.numel():
+        content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return content.hexdigest()
+
+
+def _prefix(model: nn.Module) -> str:
+    """What PEFT puts before the base's own names."""
+    if not isinstance(model, PeftModel):
+        return ""
+    return "base_model.model." if isinstance(model.base_model, BaseTuner | AdaptionPromptModel) else "base_model."

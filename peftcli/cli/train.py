@@ -1,0 +1,88 @@
+"""`peft train RECIPE key=value ...`, `peft train --resume RUN`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from peftcli.cli.completion import complete_override, complete_recipe
+from peftcli.config.errors import UserError
+
+
+def train(
+    recipe: Annotated[
+        str | None, typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe)
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Values in Hydra's grammar: key=value, group=choice.", autocompletion=complete_override),
+    ] = None,
+    resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder exactly where it stood.")] = None,
+    processes: Annotated[int | None, typer.Option(help="Worker processes; the same as launch.processes=N.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, validate, count, estimate; train nothing.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the closing table.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
+) -> None:
+    """Fine-tune a model and leave a folder with the adapter, the numbers and a report."""
+    if (recipe is None) == (resume is None):
+        raise UserError("name either a recipe or, with --resume, a run folder: peft train RECIPE, peft train --resume RUN")
+    given = [*(overrides or []), *([f"launch.processes={processes}"] if processes is not None else [])]
+    if resume is not None:
+        if given:
+            raise UserError(f"--resume continues the run as it was; it takes no overrides ({', '.join(given)})")
+        folder, report = _resume(resume, quiet)
+    else:
+        assert recipe is not None
+        if dry_run:
+            from peftcli.cli.estimate import estimate
+
+            estimate(recipe, given, probe=False, as_json=as_json)
+            return
+        folder, report = _start(recipe, given, quiet)
+    _close(folder, report, as_json)
+
+
+def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
+    from peftcli.artifacts.run_folder import RunFolder
+    from peftcli.config.compose import compose
+    from peftcli.launch import processes as launch
+
+    composed = compose(recipe, given)
+    launch.check(composed.config.launch)
+    if composed.config.fetch:
+        from peftcli.data.samples.fetch import ensure
+
+        named = [(composed.config.model, "model"), (composed.config.data, "data")]
+        ensure([part.name for part, _ in named if part.source == "sample"])
+    folder = RunFolder.create(composed.config, composed.overrides)
+    return folder.path, launch.start(folder.path, composed.config.launch, quiet)
+
+
+def _resume(run: Path, quiet: bool) -> tuple[Path, dict]:
+    from peftcli.artifacts.run_folder import RunFolder
+    from peftcli.config import frozen
+    from peftcli.launch import processes as launch
+
+    folder = RunFolder.open(run)
+    if folder.status == "done":
+        typer.echo(f"{run} is already done; its report is below", err=True)
+        return folder.path, folder.read_report()
+    return folder.path, launch.start(folder.path, frozen.load(folder.config).launch, quiet)
+
+
+def _close(folder: Path, report: dict, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json.dumps({**report, "folder": str(folder)}))
+        return
+    if report["run"]["status"] == "stopped":
+        typer.echo(f"stopped with a checkpoint; continue with: peft train --resume {folder}")
+        return
+    from rich.console import Console
+
+    from peftcli.reports.terminal import table
+
+    Console().print(table(report))
+    typer.echo(f"report: {folder / 'report.html'}")

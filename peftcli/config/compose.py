@@ -1,0 +1,274 @@
+"""From a recipe and overrides to one checked `RunConfig`, with the origin of every value and all mistakes at once.
+
+Hydra's own defaults lists and override grammar decide what is composed. Each file and each override is then applied
+here, one after the other, because Hydra stops at the first mistake and forgets where a value came from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList, create_defaults_list
+from hydra.core.default_element import ResultDefault
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from peftcli.config import catalog, overrides
+from peftcli.config.errors import Mistake, UserError, nearest, unknown
+from peftcli.config.frozen import plain
+from peftcli.config.paths import shipped
+from peftcli.config.rules import conflicts
+from peftcli.config.schema import RunConfig
+from peftcli.config.sources import RECIPE, Repository
+from peftcli.config.validate import UNREADABLE, validate
+from peftcli.config.yaml_files import YamlFile, shown
+
+UNIONS = frozenset({"method", "task"})
+"""Groups whose keys depend on the choice: another choice on the command line leaves the recipe's own values out."""
+
+
+@dataclass
+class Composed:
+    """A composed and checked recipe.
+
+    Attributes:
+        config: The run.
+        tree: The same as plain dicts and lists.
+        origins: Where each value came from by its dotted key: `file:line`, `override ...`, or `schema default`.
+        recipe_path: The recipe's file.
+        overrides: The overrides as typed.
+        notes: What was left out, and why, for the user to read.
+    """
+
+    config: RunConfig
+    tree: dict[str, Any]
+    origins: dict[str, str]
+    recipe_path: Path
+    overrides: list[str]
+    notes: list[str] = field(default_factory=list)
+
+
+def compose(recipe: str, lines: list[str] | tuple[str, ...] = ()) -> Composed:
+    """Compose a recipe with overrides and check the whole of it.
+
+    Args:
+        recipe: Name of a shipped recipe, or the path of a YAML file. Groups are looked for in `configs/` beside the
+            file first, then among the shipped ones.
+        lines: Overrides in Hydra's grammar. A group may be chosen without `+` also where the recipe does not list it.
+
+    Raises:
+        UserError: With every mistake in the recipe, its groups and the overrides.
+    """
+    path = find_recipe(recipe)
+    draft = _Draft(path, list(lines))
+    draft.collect()
+    draft.apply_values()
+    tree = draft.resolve()
+    choices = catalog.groups(path.parent / "configs")
+    checked = validate(tree, draft.origin, choices)
+    mistakes = draft.mistakes + checked.mistakes + conflicts(checked)
+    if mistakes:
+        raise UserError(*dict.fromkeys(mistakes))
+    if not checked.config.name:
+        checked.config.name, checked.origins["name"] = path.stem, f"name of {shown(path)}"
+    return Composed(checked.config, plain(checked.config), checked.origins, path, list(lines), draft.notes)
+
+
+def find_recipe(recipe: str) -> Path:
+    """The file of a recipe given by path or by name.
+
+    Raises:
+        UserError: There is no such recipe; names the nearest.
+    """
+    if Path(recipe).is_file():
+        return Path(recipe).resolve()
+    known = catalog.recipes()
+    if recipe in known:
+        return known[recipe]
+    path = Path(recipe)
+    if path.suffix in (".yaml", ".yml"):
+        beside = [str(file.relative_to(path.parent)) for file in path.parent.glob("*.y*ml")]
+        close = nearest(path.name, beside)
+        near = str(path.parent / close) if close else nearest(recipe.removesuffix(path.suffix), known)
+        raise UserError(Mistake(f"there is no recipe file {recipe}", nearest=near, hint="list recipes with: peft ls"))
+    raise UserError(unknown("recipe", recipe, known, hint="or give the path of a YAML file"))
+
+
+class _Draft:
+    """A composition under way: the merged values, where each came from, and the mistakes so far."""
+
+    def __init__(self, path: Path, lines: list[str]):
+        self.path, self.lines = path, lines
+        self.mistakes: list[Mistake] = []
+        self.notes: list[str] = []
+        self.origins: dict[str, str] = {}
+        self.config = OmegaConf.create()
+        self.folders = [folder for folder in (path.parent / "configs", shipped("configs")) if folder.is_dir()]
+        self.repository = Repository(path, self.folders)
+        self.overrides = overrides.Overrides()
+
+    def origin(self, key: str) -> str:
+        """Where a key, or the closest key above it, was written."""
+        while key and key not in self.origins:
+            key = key.rpartition(".")[0]
+        return self.origins.get(key, f"{shown(self.path)}:1")
+
+    def collect(self) -> None:
+        """Merge the recipe's files in the order of Hydra's defaults list, with the group choices of the overrides."""
+        own = self._defaults([])
+        listed = own.overrides.known_choices if own else {}
+        self.overrides = overrides.sort(self.lines, self.repository, set(listed))
+        self.mistakes += self.overrides.mistakes
+        if self.overrides.choices:
+            self._leave_out_other_unions(listed)
+            own = self._defaults(self.overrides.choices) or own
+        for default in own.defaults if own else ():
+            if default.config_path is not None:
+                self._merge(default)
+        for file in self.repository.files.values():
+            self.mistakes += file.mistakes
+
+    def _leave_out_other_unions(self, listed: dict[str, str | None]) -> None:
+        recipe = self.repository.files[RECIPE]
+        replaced = {
+            choice.key_or_group: choice
+            for choice in self.overrides.choices
+            if choice.key_or_group in UNIONS & recipe.content.keys()
+            and isinstance(recipe.content[choice.key_or_group], dict)
+            and listed.get(choice.key_or_group) != choice.value()
+        }
+        for group, choice in replaced.items():
+            keys = ", ".join(f"{group}.{key}" for key in recipe.content[group])
+            self.notes.append(f"{choice.input_line}: the recipe's own {keys} ({recipe.where(group)}) left out")
+        if replaced:
+            self.repository = Repository(self.path, self.folders, frozenset(replaced))
+
+    def _defaults(self, choices: list[Override]) -> DefaultsList | None:
+        """Hydra's defaults list; what it objects to is noted and taken away until it succeeds."""
+        choices = list(choices)
+        while True:
+            try:
+                return create_defaults_list(self.repository, RECIPE, choices, prepend_hydra=False, skip_missing=True)
+            except MissingConfigException as error:
+                self._note_missing(error)
+            except (HydraException, OmegaConfBaseException, ValueError) as error:
+                culprit = next((c for c in choices if f"'{c.key_or_group}" in str(error)), None)
+                place = overrides.where(culprit) if culprit else f"{shown(self.path)}:1"
+                self.mistakes.append(Mistake(" ".join(str(error).split()), place))
+                if culprit is None:
+                    return None
+                choices.remove(culprit)
+
+    def _note_missing(self, error: MissingConfigException) -> None:
+        """A defaults list names a file that is not there: note it, and go on as if it were empty."""
+        name = str(error.missing_cfg_file)
+        self.repository.stubs.add(name)
+        group, _, choice = name.rpartition("/")
+        place = f"{shown(self.path)}:1"
+        for file in self.repository.files.values():
+            for listed_group, listed_choice, line in file.choices:
+                if listed_choice.removesuffix(".yaml") == choice and listed_group in (group, ""):
+                    place = f"{shown(file.path)}:{line}"
+        if group:
+            self.mistakes.append(unknown(group, choice, tuple(error.options or ()), place))
+        else:
+            groups = tuple(catalog.groups(self.path.parent / "configs"))
+            hint = "an entry of the defaults list is `- GROUP: CHOICE`"
+            self.mistakes.append(replace(unknown("entry of the defaults list", choice, groups, place), hint=hint))
+
+    def _merge(self, default: ResultDefault) -> None:
+        name = str(default.config_path).removesuffix(".yaml")
+        result = self.repository.load_config(name)
+        if result is None:
+            return
+        package = default.package if default.package is not None else result.header.get("package") or ""
+        content = OmegaConf.create()
+        if package:
+            OmegaConf.update(content, package, result.config, merge=False)
+        else:
+            content = result.config
+        self.config = OmegaConf.merge(self.config, content)
+        self._note_origins(self.repository.files[name], result.config, package)
+
+    def _note_origins(self, file: YamlFile, content: Any, package: str) -> None:
+        if package:
+            self.origins.setdefault(package, file.where(""))
+        for key, is_leaf in _keys(content):
+            full = f"{package}.{key}" if package else key
+            if is_leaf:
+                self._forget(full)
+            self.origins[full] = file.where(key)
+
+    def _forget(self, key: str) -> None:
+        for known in [known for known in self.origins if known == key or known.startswith(f"{key}.")]:
+            del self.origins[known]
+
+    def apply_values(self) -> None:
+        """Apply the value overrides, one after the other; one that does not fit is noted and the next is tried."""
+        for override in self.overrides.values:
+            place = overrides.where(override)
+            # The schema says which keys there are, so a key that no file mentions needs no plus sign.
+            forced = replace(override, type=OverrideType.FORCE_ADD) if override.type is OverrideType.CHANGE else override
+            try:
+                ConfigLoaderImpl._apply_overrides_to_config([forced], self.config)
+            except (ConfigCompositionException, OmegaConfBaseException, ValueError, AssertionError) as error:
+                reason = error.__cause__ or error
+                self.mistakes.append(Mistake(" ".join(str(reason).split()), place))
+                continue
+            key = override.key_or_group
+            if override.is_delete():
+                self._forget(key)
+                continue
+            value = override.value()
+            if isinstance(value, dict):
+                for below, _ in _keys(value):
+                    self.origins[f"{key}.{below}"] = place
+            else:
+                self._forget(key)
+            self.origins[key] = place
+            parts = key.split(".")
+            for length in range(1, len(parts)):
+                self.origins.setdefault(".".join(parts[:length]), place)
+
+    def resolve(self) -> dict[str, Any]:
+        """The merged values as plain dicts and lists; what cannot be resolved is noted and marked unreadable."""
+        return self._resolved(self.config, "")
+
+    def _resolved(self, node: Any, path: str) -> Any:
+        if isinstance(node, DictConfig):
+            return {str(key): self._item(node, key, f"{path}.{key}".lstrip(".")) for key in node}
+        return [self._item(node, position, f"{path}.{position}") for position in range(len(node))]
+
+    def _item(self, node: DictConfig | ListConfig, key: Any, path: str) -> Any:
+        try:
+            if OmegaConf.is_missing(node, key):
+                self.mistakes.append(Mistake(f"{path} is ???: it has no value yet", self.origin(path)))
+                return UNREADABLE
+            value = node[key]
+            return self._resolved(value, path) if isinstance(value, DictConfig | ListConfig) else value
+        except (OmegaConfBaseException, RecursionError) as error:
+            reason = str(error).splitlines()[0] if str(error) else "it refers to itself"
+            self.mistakes.append(Mistake(f"{path} cannot be resolved: {reason}", self.origin(path)))
+            return UNREADABLE
+
+
+def _keys(content: Any, path: str = "") -> list[tuple[str, bool]]:
+    """Every dotted key of nested dicts, and whether it is a leaf; nothing is resolved."""
+    found = []
+    items = content.items_ex(resolve=False) if isinstance(content, DictConfig) else content.items()
+    for key, value in items:
+        full = f"{path}.{key}" if path else str(key)
+        nested = isinstance(value, dict) or (isinstance(value, DictConfig) and not _is_reference(value))
+        found.append((full, not nested))
+        if nested:
+            found += _keys(value, full)
+    return found
+
+
+def _is_reference(value: DictConfig) -> bool:
+    return value._is_none() or value._is_missing() or value._is_interpolation()

@@ -1,0 +1,47 @@
+"""The run folder's config.yaml: the resolved run, written once, and all that a worker process reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from peftcli.config import yaml_files
+from peftcli.config.errors import UserError
+from peftcli.config.rules import conflicts
+from peftcli.config.schema import RunConfig
+from peftcli.config.validate import validate
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The run as nested dicts, lists and scalars, the schema version first."""
+    tree = _plain(asdict(config))
+    return {"schema_version": tree.pop("schema_version"), **tree}
+
+
+def save(config: RunConfig, path: Path) -> None:
+    """Write the resolved run as YAML."""
+    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+
+
+def load(path: Path) -> RunConfig:
+    """Read a saved run; it is checked as strictly as a recipe.
+
+    Raises:
+        UserError: The file cannot be read, or does not hold a valid run.
+    """
+    file = yaml_files.read(Path(path))
+    if file.mistakes:
+        raise UserError(*file.mistakes)
+    checked = validate(file.content, file.where, {})
+    if mistakes := checked.mistakes + conflicts(checked):
+        raise UserError(*dict.fromkeys(mistakes))
+    return checked.config
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value

@@ -1,0 +1,76 @@
+"""The arguments after the recipe, in Hydra's grammar: which choose a group, which set a value, which are mistaken."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.errors import HydraException
+
+from peftcli.config.errors import Mistake, unknown
+from peftcli.config.sources import Repository
+
+
+@dataclass
+class Overrides:
+    """The readable overrides, in two kinds, and what was wrong with the others."""
+
+    choices: list[Override] = field(default_factory=list)
+    values: list[Override] = field(default_factory=list)
+    mistakes: list[Mistake] = field(default_factory=list)
+
+
+def where(override: Override) -> str:
+    """How a message names an override."""
+    return f"override {override.input_line}"
+
+
+def sort(lines: list[str], repository: Repository, listed: set[str]) -> Overrides:
+    """Parse the overrides and tell group choices from values.
+
+    Args:
+        lines: The arguments as typed.
+        repository: Where groups and choices are looked up.
+        listed: Groups that the recipe's defaults list mentions; a choice for another group is added to the list.
+    """
+    found = Overrides()
+    parser = OverridesParser.create()
+    for line in lines:
+        try:
+            override = parser.parse_override(line)
+            if override.is_sweep_override():
+                raise ValueError("several values at once; one run takes one value")
+            value = override.value()
+        except (HydraException, ValueError, TypeError) as error:
+            found.mistakes.append(_unreadable(line, error))
+            continue
+        if not repository.group_exists(override.key_or_group) or isinstance(value, dict):
+            found.values.append(override)
+        elif (mistake := _wrong_choice(override, repository)) is not None:
+            found.mistakes.append(mistake)
+        else:
+            unlisted = override.type == OverrideType.CHANGE and override.get_key_element() not in listed
+            found.choices.append(replace(override, type=OverrideType.ADD) if unlisted else override)
+    return found
+
+
+def _unreadable(line: str, error: Exception) -> Mistake:
+    reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+    hint = "" if "=" in line or line.startswith("~") else "an override is key=value"
+    return Mistake(f"cannot be read: {reason}", f"override {line}", hint=hint)
+
+
+def _wrong_choice(override: Override, repository: Repository) -> Mistake | None:
+    group, value = override.key_or_group, override.value()
+    if override.is_delete():
+        return None
+    if override.is_force_add():
+        return Mistake(f"++ sets values; {group} is a group", where(override), hint=f"write {group}={value}")
+    chosen = value if isinstance(value, list) else [value]
+    for name in chosen:
+        if not repository.config_exists(f"{group}/{name}"):
+            choices = tuple(repository.choices(group))
+            hint = f"a value inside the group is set with {group}.KEY=VALUE"
+            return replace(unknown(group, str(name), choices, where(override)), hint=hint)
+    return None

@@ -1,0 +1,306 @@
+"""What types cannot say: ranges of single values, and values that do not go together. Two tables, checked at once."""
+
+from __future__ import annotations
+
+import re
+import string
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from math import inf
+from typing import Any
+
+from peftcli.config import peft_types
+from peftcli.config.errors import Mistake, nearest
+from peftcli.config.schema import SCHEMA_VERSION
+from peftcli.config.validate import SCHEMA_DEFAULT, UNREADABLE, Checked
+
+SPLITS = ("train", "validation", "test")
+METRICS = {
+    "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
+    "generation": ("loss", "perplexity", "rouge_l", "bleu", "exact_match", "answer_accuracy"),
+}
+
+_TINY = 5e-324  # the smallest number above zero: "more than 0"
+RANGES: dict[str, tuple[float, float]] = {
+    "data.validation_share": (0, 1 - 1e-9),
+    "data.test_share": (0, 1 - 1e-9),
+    "task.max_length": (1, inf),
+    "task.max_new_tokens": (1, inf),
+    "task.generated_rows": (0, inf),
+    "optim.lr": (_TINY, inf),
+    "optim.weight_decay": (0, inf),
+    "optim.eps": (_TINY, inf),
+    "optim.betas": (0, 1 - 1e-9),
+    "optim.warmup_share": (0, 1),
+    "optim.final_share": (0, 1),
+    "optim.clip_norm": (_TINY, inf),
+    "training.epochs": (_TINY, inf),
+    "training.max_steps": (1, inf),
+    "training.batch_size": (1, inf),
+    "training.batch_tokens": (1, inf),
+    "training.micro_batch_size": (1, inf),
+    "training.eval_every": (1, inf),
+    "training.eval_batch_size": (1, inf),
+    "training.early_stopping": (1, inf),
+    "training.log_every": (1, inf),
+    "training.save_every": (1, inf),
+    "training.keep_checkpoints": (1, inf),
+    "training.merge_tolerance": (_TINY, inf),
+    "launch.processes": (1, inf),
+    "launch.nodes": (1, inf),
+    "launch.threads": (1, inf),
+    "launch.timeout_minutes": (_TINY, inf),
+    "method.r": (1, inf),
+    "method.rank": (1, inf),
+    "method.alpha": (_TINY, inf),
+    "method.dropout": (0, 1 - 1e-9),
+    "method.head_first": (0, 1 - 1e-9),
+    "seed": (0, 2**32 - 1),
+    "data.seed": (0, 2**32 - 1),
+}
+"""Lowest and highest value of a number, or of each number in a list."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Values that do not go together.
+
+    Attributes:
+        reads: Dotted keys; the first that was written down is where the message points.
+        broken: Called with the values of `reads`; true where they conflict.
+        what: The message.
+        hint: What to change.
+    """
+
+    reads: tuple[str, ...]
+    broken: Callable[..., bool]
+    what: str
+    hint: str = ""
+
+
+RULES = (
+    Rule(
+        ("data.streaming", "training.max_steps"),
+        lambda streaming, steps: streaming and steps is None,
+        "data.streaming needs training.max_steps: the number of rows is not known beforehand",
+        "add training.max_steps=1000, or data.streaming=false",
+    ),
+    Rule(
+        ("data.streaming", "training.group_by_length"),
+        lambda streaming, grouped: streaming and grouped,
+        "data.streaming and training.group_by_length do not go together: lengths are not known beforehand",
+        "add training.group_by_length=false",
+    ),
+    Rule(
+        ("data.source", "data.files"),
+        lambda source, files: source == "files" and not files.get("train"),
+        "data.source is files, but data.files names no file of the train split",
+        "for example data.files.train=rows.jsonl",
+    ),
+    Rule(
+        ("data.files", "data.source"),
+        lambda files, source: bool(files) and source != "files",
+        "data.files is given, but data.source is not files",
+        "add data.source=files, or remove data.files",
+    ),
+    Rule(
+        ("data.source", "data.name"),
+        lambda source, name: source in ("hub", "sample") and not name,
+        "data.name is missing: a hub id or the name of a sample",
+        "list samples with: peft samples list",
+    ),
+    Rule(
+        ("data.subset", "data.source"),
+        lambda subset, source: subset is not None and source != "hub",
+        "data.subset only means something with data.source=hub",
+        "remove data.subset",
+    ),
+    Rule(
+        ("data.validation_share", "data.test_share"),
+        lambda validation, test: validation + test >= 1,
+        "data.validation_share and data.test_share leave no training rows",
+        "together they must stay below 1",
+    ),
+    Rule(("model.name",), lambda name: not name, "model.name is empty"),
+    Rule(
+        ("model.weights", "model.source", "model.shape"),
+        lambda weights, source, shape: weights == "random" and source == "hub" and not shape,
+        "model.weights=random needs the shape of the model: model.shape, or a model in a folder or a sample",
+        "choose a model that has one, such as model=smollm2-135m",
+    ),
+    Rule(
+        ("model.shape",),
+        lambda shape: bool(shape) and "model_type" not in shape,
+        "model.shape has no model_type",
+        "for example model_type: llama",
+    ),
+    Rule(
+        ("model.revision", "model.source"),
+        lambda revision, source: revision is not None and source != "hub",
+        "model.revision only means something with model.source=hub",
+        "remove model.revision",
+    ),
+    Rule(
+        ("method.name", "task.type", "task.head"),
+        lambda method, task, head: method == "linear_probe" and (task != "classification" or head != "linear"),
+        "method linear_probe trains a linear head, and this task has none",
+        "use a classification task with task.head=linear",
+    ),
+    Rule(
+        ("training.micro_batch_size", "training.batch_size", "training.batch_tokens"),
+        lambda micro, batch, tokens: micro is not None and tokens is None and micro > batch,
+        "training.micro_batch_size is larger than training.batch_size",
+        "a micro batch is a part of a batch",
+    ),
+    Rule(
+        ("training.early_stopping", "training.eval_every"),
+        lambda patience, every: patience is not None and every == "end",
+        "training.early_stopping needs measurements before the end",
+        "add training.eval_every=epoch",
+    ),
+    Rule(
+        ("task.best_metric", "task.generated_rows"),
+        lambda metric, rows: metric in METRICS["generation"][2:] and rows == 0,
+        "task.best_metric is measured on generated rows, and task.generated_rows is 0",
+        "add task.generated_rows=32, or task.best_metric=loss",
+    ),
+    Rule(
+        ("task.best_metric", "task.answer"),
+        lambda metric, answer: metric == "answer_accuracy" and answer is None,
+        "task.best_metric is answer_accuracy, and task.answer does not say what an answer is",
+        "give task.answer a regular expression with one group",
+    ),
+    Rule(
+        ("task.system", "task.template"),
+        lambda system, template: system is not None and template != "chat",
+        "task.system only means something with task.template=chat",
+        "add task.template=chat, or remove task.system",
+    ),
+)
+
+
+def conflicts(checked: Checked) -> list[Mistake]:
+    """Every broken range and rule; a value that is already known to be a mistake breaks none."""
+    where = _Where(checked)
+    found = [*_ranges(checked, where), *_rules(checked, where), *_version(where), *_splits(where), *_texts(where)]
+    return found + [*_batches(where), *_metric(where), *_peft(where)]
+
+
+class _Where:
+    """Values of a checked run by their dotted keys, and where they were written."""
+
+    def __init__(self, checked: Checked):
+        self.config, self.origins = checked.config, checked.origins
+
+    def get(self, key: str) -> Any:
+        """The value, or `UNREADABLE` where it is a mistake or the chosen method or task has no such key."""
+        value: Any = self.config
+        for part in key.split("."):
+            value = getattr(value, part, UNREADABLE)
+        return value
+
+    def of(self, *keys: str) -> str:
+        """Where the first of the keys was written that was written at all."""
+        written = [self.origins[key] for key in keys if self.origins.get(key, SCHEMA_DEFAULT) != SCHEMA_DEFAULT]
+        return written[0] if written else ""
+
+
+def _ranges(checked: Checked, where: _Where) -> Iterator[Mistake]:
+    for key, (low, high) in RANGES.items():
+        value = where.get(key)
+        for number in value if isinstance(value, tuple) else (value,):
+            if isinstance(number, int | float) and not isinstance(number, bool) and not low <= number <= high:
+                yield Mistake(f"{key} is {number}, expected {_range(low, high)}", where.of(key))
+    rows = where.get("data.rows")
+    for split, number in rows.items() if isinstance(rows, dict) else ():
+        if isinstance(number, int) and number < 1:
+            yield Mistake(f"data.rows.{split} is {number}, expected 1 or more", where.of("data.rows"))
+
+
+def _range(low: float, high: float) -> str:
+    least = "more than 0" if low == _TINY else f"{low:g} or more"
+    if high == inf:
+        return least
+    below = "below 1" if high == 1 - 1e-9 else f"{int(high)}"
+    return f"{low:g} to {below}" if high != 1 - 1e-9 else f"{least} and {below}"
+
+
+def _rules(checked: Checked, where: _Where) -> Iterator[Mistake]:
+    for rule in RULES:
+        values = [where.get(key) for key in rule.reads]
+        optional = rule.reads[0] == "method.name"  # a generation task has no head, and that is the conflict
+        if all(value is not UNREADABLE for value in (values[:2] if optional else values)) and rule.broken(*values):
+            yield Mistake(rule.what, where.of(*rule.reads), hint=rule.hint)
+
+
+def _version(where: _Where) -> Iterator[Mistake]:
+    version = where.get("schema_version")
+    if isinstance(version, int) and version != SCHEMA_VERSION:
+        newer = version > SCHEMA_VERSION
+        hint = "upgrade with: pip install -U peftcli" if newer else "rewrite it with: peft config RECIPE --upgrade"
+        what = f"schema_version is {version}, and this program reads version {SCHEMA_VERSION}"
+        yield Mistake(what, where.of("schema_version"), hint=hint)
+
+
+def _splits(where: _Where) -> Iterator[Mistake]:
+    for key in ("data.rows", "data.files", "data.splits"):
+        given = where.get(key)
+        for split in given if isinstance(given, dict) else ():
+            if split not in SPLITS:
+                yield Mistake(f"{key} has no split {split!r}", where.of(key), SPLITS, nearest(split, SPLITS))
+    files = where.get("data.files")
+    for split, named in files.items() if isinstance(files, dict) else ():
+        paths = named if isinstance(named, list) else [named]
+        if not paths or not all(isinstance(path, str) and path for path in paths):
+            yield Mistake(f"data.files.{split} is {named!r}, expected a path or a list of paths", where.of("data.files"))
+
+
+def _texts(where: _Where) -> Iterator[Mistake]:
+    for key in ("task.prompt", "task.completion"):
+        text = where.get(key)
+        if not isinstance(text, str):
+            continue
+        try:
+            columns = [name for _, name, _, _ in string.Formatter().parse(text) if name is not None]
+        except ValueError as error:
+            yield Mistake(f"{key} cannot be read: {error}", where.of(key), hint="write {{ and }} for plain braces")
+            continue
+        if not columns:
+            yield Mistake(f"{key} names no column", where.of(key), hint="name one in braces, such as {text}")
+    answer = where.get("task.answer")
+    if isinstance(answer, str):
+        try:
+            groups = re.compile(answer).groups
+        except re.error as error:
+            yield Mistake(f"task.answer is not a regular expression: {error}", where.of("task.answer"))
+        else:
+            if groups < 1:
+                hint = "put the part that is the answer in parentheses"
+                yield Mistake("task.answer has no group", where.of("task.answer"), hint=hint)
+
+
+def _batches(where: _Where) -> Iterator[Mistake]:
+    """Rows and tokens both as the size of a batch, given by the same hand: one of them would be ignored."""
+    rows, tokens = where.of("training.batch_size"), where.of("training.batch_tokens")
+    if where.get("training.batch_tokens") in (None, UNREADABLE) or not rows:
+        return
+    if rows.rpartition(":")[0] == tokens.rpartition(":")[0] or rows.startswith("override") > tokens.startswith("over"):
+        what = "training.batch_size and training.batch_tokens both say how large a batch is"
+        yield Mistake(what, tokens, hint=f"keep one of them; the other is set at {rows}")
+
+
+def _metric(where: _Where) -> Iterator[Mistake]:
+    task, metric = where.get("task.type"), where.get("task.best_metric")
+    known = METRICS.get(task, ()) if isinstance(task, str) else ()
+    if isinstance(metric, str) and known and metric not in known:
+        what = f"task.best_metric cannot be {metric!r} for {task}"
+        yield Mistake(what, where.of("task.best_metric"), known, nearest(metric, known))
+
+
+def _peft(where: _Where) -> Iterator[Mistake]:
+    if where.get("method.name") != "peft":
+        return
+    tuner, given = where.get("method.type"), where.get("method.args")
+    if isinstance(tuner, str) and isinstance(given, dict):
+        places = {name: where.of(f"method.args.{name}", "method.args") for name in given}
+        yield from peft_types.mistakes(tuner, given, where.of("method.type"), places)

@@ -1,0 +1,101 @@
+"""What is wrong with columns and rows, in words that name the place and the way out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from peftcli.config.errors import Mistake, UserError, nearest
+from peftcli.config.schema import DataConfig
+from peftcli.data.origins import Origin, places
+from peftcli.data.rows import Rows
+
+LIKELY = {
+    "text": ("sentence", "content", "body", "document", "review", "tweet", "input"),
+    "label": ("labels", "class", "category", "topic", "target"),
+    "prompt": ("question", "instruction", "input", "query", "source"),
+    "completion": ("answer", "output", "response", "target", "summary"),
+    "messages": ("conversations", "conversation", "chat", "dialog"),
+}
+"""Column names that other data sets give to what a task needs; used to suggest, never to choose."""
+NAMED_ROWS = 3
+"""Bad rows that a message names; the others are counted."""
+BAD_ROWS_HINT = "mend them, or leave such rows out and count them: data.bad_rows=skip"
+
+
+def mapping(config: DataConfig, needed: list[str], found: dict[str, Origin], notes: list[str]) -> dict[str, str]:
+    """What the rows shall hold -> the source's column, checked on the first rows of every file.
+
+    Raises:
+        UserError: Columns that are not there, all at once.
+    """
+    wanted = {name: config.columns.get(name, name) for name in needed}
+    for name, column in config.columns.items():
+        if name not in wanted:
+            notes.append(f"data.columns.{name}: the task does not use {name!r}")
+            wanted[name] = column
+    mistakes = [
+        _no_column(name, column, there, f"{split}, {where}")
+        for split, origin in found.items()
+        for where, there in origin.columns()
+        for name, column in wanted.items()
+        if column not in there
+    ]
+    if mistakes:
+        raise UserError(*mistakes)
+    return wanted
+
+
+def _no_column(name: str, column: str, there: list[str], where: str) -> Mistake:
+    likely = [c for c in there if c.lower() in LIKELY.get(name, ())]
+    close = nearest(column, there) or (likely[0] if likely else "")
+    what = f"column {column!r} not found, columns are: {', '.join(there)}"
+    return Mistake(
+        what, where, nearest=close, hint=f"say which column holds {name}: data.columns.{name}={close or 'COLUMN'}"
+    )
+
+
+def empty(value: Any) -> bool:
+    """Whether a needed value says nothing: None, NaN, blank text, an empty list."""
+    if isinstance(value, str):
+        return not value.strip()
+    return value is None or value != value or (isinstance(value, list) and not value)
+
+
+def problem(row: dict[str, Any], columns: dict[str, str], needed: list[str], where: str) -> Mistake | None:
+    """Why a row cannot be used, or None."""
+    for name in needed:
+        if empty(row[name]):
+            return Mistake(f"{columns[name]} is empty", where, hint=BAD_ROWS_HINT)
+    return None
+
+
+def usable(rows: Rows, columns: dict[str, str], needed: list[str], origin: Origin) -> tuple[Rows, list[Mistake]]:
+    """The rows that have a value in each needed column, and what is wrong with the others."""
+    found = {}
+    for name in needed:
+        for i, value in enumerate(rows[name]):
+            if empty(value):
+                found.setdefault(i, f"{columns[name]} is empty")
+    if not found:
+        return rows, []
+    numbers = rows["row"]
+    where = places(origin, [numbers[i] for i in found])
+    bad = [Mistake(what, where[numbers[i]]) for i, what in sorted(found.items())]
+    return rows.select([i for i in range(len(rows)) if i not in found]), bad
+
+
+def some(bad: list[Mistake], total: int) -> str:
+    """How many rows are bad, and the first few of them by their place."""
+    named = "; ".join(f"{b.where}: {b.what}" for b in bad[:NAMED_ROWS])
+    more = f"; and {len(bad) - NAMED_ROWS} more" if len(bad) > NAMED_ROWS else ""
+    return f"{len(bad)} of {total} rows: {named}{more}"
+
+
+def bad_rows(split: str, bad: list[Mistake], total: int) -> Mistake:
+    """The mistake of a split with rows that cannot be used."""
+    hint = " and ".join(filter(None, [bad[0].hint, "" if bad[0].hint == BAD_ROWS_HINT else BAD_ROWS_HINT]))
+    if len(bad) == total:
+        hint = f"no row of {split} can be used; take another split (data.splits.{split}=NAME) or column"
+    if len(bad) == 1:
+        return Mistake(bad[0].what, bad[0].where, hint=hint)
+    return Mistake(f"bad rows, {some(bad, total)}", split, hint=hint)

@@ -1,0 +1,194 @@
+"""Where rows come from: local files, fetched samples, the hub. Each split is an `Origin`, to be read or streamed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from peftcli.config import paths
+from peftcli.config.errors import Mistake, UserError, unknown
+from peftcli.config.schema import DataConfig
+from peftcli.data import formats
+from peftcli.data.rows import Rows
+
+SPLITS = ("train", "validation", "test")
+
+
+class Origin(Protocol):
+    """One split at its source."""
+
+    where: str
+
+    def columns(self) -> list[tuple[str, list[str]]]:
+        """Column names by file, from the first rows."""
+
+    def read(self, mapping: dict[str, str]) -> tuple[Rows, list[Mistake]]:
+        """All rows with the mapping's columns and `row`, and the lines that are no rows."""
+
+    def lines(self, mapping: dict[str, str]) -> Iterator[formats.Line]:
+        """The same one by one, in order, each with its place."""
+
+    def identity(self) -> str:
+        """What is known of the contents without reading them all."""
+
+
+def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
+    """The splits that a recipe names, by train, validation and test."""
+    named = {"files": config.files, "splits": config.splits, "rows": config.rows}
+    mistakes = [
+        unknown("split", key, SPLITS, f"data.{group}.{key}")
+        for group, value in named.items()
+        for key in value
+        if key not in SPLITS
+    ]
+    if config.source != "files" and not config.name:
+        mistakes.append(
+            Mistake("data.name is missing", "data.name", hint="a hub id, or a sample of: peft samples list")
+        )
+    if config.source == "files" and not config.files:
+        mistakes.append(Mistake("data.files is missing", "data.files", hint="data.files.train=FILE"))
+    if mistakes:
+        raise UserError(*mistakes)
+    if config.source == "files":
+        return _local(config)
+    from peftcli.data import hub
+
+    have = _sample(config) if config.source == "sample" else hub.find(config)
+    return _chosen(config, have, notes)
+
+
+def _local(config: DataConfig) -> dict[str, Origin]:
+    origins: dict[str, Origin] = {}
+    mistakes: list[Mistake] = []
+    owner: dict[Path, str] = {}
+    for split in [s for s in SPLITS if s in config.files]:
+        value = config.files[split]
+        files: list[Path] = []
+        for pattern in [value] if isinstance(value, str) else list(value):
+            try:
+                files += formats.find(str(pattern), split)
+            except UserError as error:
+                mistakes += error.mistakes
+        for file in files:
+            first = owner.setdefault(file.resolve(), split)
+            if first != split:
+                mistakes.append(Mistake(f"{file} is in both {first} and {split}", f"data.files.{split}"))
+        origins[split] = FileOrigin(files, config.format)
+    if mistakes:
+        raise UserError(*mistakes)
+    return origins
+
+
+def _sample(config: DataConfig) -> dict[str, Origin]:
+    folder = paths.sample_folder(str(config.name))
+    have: dict[str, Origin] = {file.stem: FileOrigin([file], "parquet") for file in sorted(folder.glob("*.parquet"))}
+    if not have:
+        raise UserError(
+            Mistake(f"sample {config.name!r} holds no rows", str(folder), hint="data samples: peft samples list")
+        )
+    return have
+
+
+def _chosen(config: DataConfig, have: dict[str, Any], notes: list[str]) -> dict[str, Origin]:
+    mistakes = [
+        unknown("split", name, have, f"data.splits.{split}", f"splits of {config.name}")
+        for split, name in config.splits.items()
+        if name not in have
+    ]
+    if mistakes:
+        raise UserError(*mistakes)
+    chosen = {split: config.splits.get(split, split) for split in SPLITS}
+    if left := sorted(set(have) - set(chosen.values())):
+        notes.append(f"splits of {config.name} that are not used: {', '.join(left)}; data.splits.test=NAME uses one")
+    return {split: have[name] for split, name in chosen.items() if name in have}
+
+
+class FileOrigin:
+    """Local files of one split, one after the other."""
+
+    def __init__(self, files: list[Path], form: str):
+        self.files = [(file, formats.kind(file, form)) for file in files]
+        self.where = ", ".join(map(str, files))
+
+    def columns(self) -> list[tuple[str, list[str]]]:
+        return [(str(file), formats.columns(file, form)) for file, form in self.files]
+
+    def lines(self, mapping: dict[str, str]) -> Iterator[formats.Line]:
+        for file, form in self.files:
+            for where, row in formats.lines(file, form):
+                picked = {name: row.get(column) for name, column in mapping.items()} if isinstance(row, dict) else row
+                yield where, picked
+
+    def read(self, mapping: dict[str, str]) -> tuple[Rows, list[Mistake]]:
+        if all(form == "parquet" for _, form in self.files):
+            return Rows(numbered(_parquet_table(self.files, mapping))), []
+        values: dict[str, list] = {name: [] for name in mapping}
+        numbers: list[int] = []
+        bad: list[Mistake] = []
+        for number, (_, row) in enumerate(self.lines(mapping)):
+            if isinstance(row, Mistake):
+                bad.append(row)
+                continue
+            numbers.append(number)
+            for name, column in values.items():
+                column.append(row[name])
+        arrays = {name: self._array(name, column, numbers) for name, column in values.items()}
+        return Rows(pa.table(arrays | {"row": pa.array(numbers, pa.int64())})), bad
+
+    def identity(self) -> str:
+        parts = []
+        for file, _ in self.files:
+            with file.open("rb") as opened:
+                parts.append(f"{file.name} {file.stat().st_size} {hashlib.sha256(opened.read(2**20)).hexdigest()}")
+        return "\n".join(parts)
+
+    def _array(self, name: str, values: list, numbers: list[int]) -> pa.Array:
+        try:
+            return pa.array(values)
+        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+            kinds = [type(value) for value in values if value is not None]
+            other = next((i for i, v in enumerate(values) if v is not None and type(v) is not kinds[0]), None)
+            if other is None:
+                raise UserError(
+                    Mistake(f"column for {name} has values of several kinds: {error}", self.where)
+                ) from error
+            where = places(self, [numbers[other]])[numbers[other]]
+            what = f"{name} holds {kinds[0].__name__} in the rows before and {type(values[other]).__name__} here"
+            raise UserError(Mistake(what, where, hint="write all values of a column in one way")) from error
+
+
+def places(origin: Origin, rows: list[int]) -> dict[int, str]:
+    """Where rows stand at their source, for a message; reads the source again up to the last of them."""
+    wanted, last, found = set(rows), max(rows, default=-1), {}
+    for number, (where, _) in enumerate(origin.lines({})):
+        if number in wanted:
+            found[number] = where
+        if number >= last:
+            break
+    return found
+
+
+def numbered(table: pa.Table) -> pa.Table:
+    """The table with the column `row`, the position of each row, from 0."""
+    if "row" in table.column_names:
+        table = table.drop_columns("row")
+    return table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+
+
+def _parquet_table(files: list[tuple[Path, str]], mapping: dict[str, str]) -> pa.Table:
+    tables = []
+    for file, _ in files:
+        try:
+            table = formats.parquet_file(file).read(columns=list(mapping.values()))
+        except (OSError, pa.ArrowInvalid) as error:
+            raise UserError(Mistake(f"damaged parquet file: {str(error).splitlines()[0]}", str(file))) from error
+        tables.append(pa.table({name: table.column(column) for name, column in mapping.items()}))
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        where = ", ".join(str(file) for file, _ in files)
+        raise UserError(Mistake(f"the files have columns of different types: {error}", where)) from error

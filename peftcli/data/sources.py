@@ -1,0 +1,148 @@
+"""From a recipe's `data` group to the rows of the splits.
+
+Where rows come from is `origins.py` and `formats.py`; here they are checked, split, drawn and fingerprinted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+from peftcli.config.errors import Mistake, UserError
+from peftcli.config.schema import DataConfig
+from peftcli.data import checking, origins, splitting
+from peftcli.data.origins import SPLITS, Origin
+from peftcli.data.rows import Rows
+from peftcli.data.stream import Stream
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The rows of a run.
+
+    Attributes:
+        train: Rows to learn from; a `Stream` with `data.streaming`.
+        validation: Rows to choose by, or None.
+        test: Rows to report on, or None.
+        fingerprint: SHA-256 of the rows used, in their order, after splitting and drawing.
+        counts: Rows used by split, and under `skipped` the bad rows left out by split of the source.
+        notes: What was done that the recipe did not ask for word by word, for the log and the report.
+    """
+
+    train: Rows | Stream
+    validation: Rows | None
+    test: Rows | None
+    fingerprint: str
+    counts: dict[str, Any]
+    notes: list[str]
+
+
+def load(config: DataConfig, needed: list[str]) -> Splits:
+    """Read, check, split and draw the rows.
+
+    Args:
+        config: The recipe's `data` group.
+        needed: What the task's templates use: `text`, `label`, `prompt`, ... or columns by their own names.
+
+    Returns:
+        Splits with a column for each needed name, for each other key of `data.columns`, and `row`, the position
+        in the source split, from 0.
+
+    Raises:
+        UserError: Missing files or columns, bad rows (unless they are skipped), empty splits.
+    """
+    notes: list[str] = []
+    _check_numbers(config)
+    found = origins.find(config, notes)
+    if "train" not in found:
+        have = ", ".join(found) or "none of the three"
+        raise UserError(Mistake(f"no train split; there is {have}", "data", hint="name it: data.splits.train=NAME"))
+    columns = checking.mapping(config, needed, found, notes)
+    splits, skipped = _read(config, found, columns, needed, notes)
+    _set_aside(config, splits, notes)
+    for split, rows in splits.items():
+        splits[split] = _draw(config, split, rows, notes)
+    prints = "\n".join(f"{split} {splits[split].fingerprint()}" for split in SPLITS if split in splits)
+    counts = {split: len(rows) for split, rows in splits.items() if isinstance(rows, Rows)}
+    return Splits(
+        train=splits["train"],
+        validation=splits.get("validation"),
+        test=splits.get("test"),
+        fingerprint=hashlib.sha256(prints.encode()).hexdigest(),
+        counts={**counts, "skipped": skipped},
+        notes=notes,
+    )
+
+
+def _check_numbers(config: DataConfig) -> None:
+    shares = {"validation": config.validation_share, "test": config.test_share}
+    mistakes = [
+        Mistake(f"data.{name}_share={share} is not a share", f"data.{name}_share", ("0 to below 1",))
+        for name, share in shares.items()
+        if not 0 <= share < 1
+    ]
+    if not mistakes and sum(shares.values()) >= 1:
+        mistakes.append(Mistake(f"shares of {sum(shares.values()):g} leave no training rows", "data.validation_share"))
+    mistakes += [
+        Mistake(f"data.rows.{split}={count} is no number of rows", f"data.rows.{split}", ("1 or more",))
+        for split, count in config.rows.items()
+        if count < 1
+    ]
+    if mistakes:
+        raise UserError(*mistakes)
+
+
+def _read(
+    config: DataConfig, found: dict[str, Origin], columns: dict[str, str], needed: list[str], notes: list[str]
+) -> tuple[dict[str, Any], dict[str, int]]:
+    splits: dict[str, Any] = {}
+    skipped: dict[str, int] = {}
+    mistakes: list[Mistake] = []
+    for split, origin in found.items():
+        if split == "train" and config.streaming:
+            splits[split] = Stream(origin, columns, needed, config.bad_rows, config.rows.get(split))
+            notes.append("train is streamed: its fingerprint is that of names, sizes and beginnings, not of every row")
+            continue
+        rows, unreadable = origin.read(columns)
+        rows, unusable = checking.usable(rows, columns, needed, origin)
+        bad, total = unreadable + unusable, len(rows) + len(unreadable) + len(unusable)
+        if bad and (config.bad_rows == "error" or len(rows) == 0):
+            mistakes.append(checking.bad_rows(split, bad, total))
+        elif bad:
+            skipped[split] = len(bad)
+            notes.append(f"{split}: left out {checking.some(bad, total)}")
+        elif total == 0:
+            mistakes.append(Mistake(f"{split} has no rows", origin.where))
+        splits[split] = rows
+    if mistakes:
+        raise UserError(*mistakes)
+    return splits, skipped
+
+
+def _set_aside(config: DataConfig, splits: dict[str, Any], notes: list[str]) -> None:
+    """Cut the validation and test rows that the source does not have from the training rows, in place."""
+    shares = {"test": config.test_share, "validation": config.validation_share}
+    shares = {split: share for split, share in shares.items() if split not in splits and share > 0}
+    if not shares:
+        return
+    if isinstance(splits["train"], Stream):
+        names = " or ".join(shares)
+        notes.append(f"no {names} rows: none are set aside from a stream; give it such a split to have some")
+        return
+    if len(splits["train"]) <= len(shares):
+        what = f"{len(splits['train'])} training rows cannot be split into train, {', '.join(shares)}"
+        raise UserError(Mistake(what, "data.validation_share", hint="more rows, or data.validation_share=0"))
+    splits |= splitting.set_aside(splits["train"], shares, config.seed)
+    for split, share in shares.items():
+        notes.append(f"{split}: {len(splits[split])} rows set aside from train (data.{split}_share={share:g})")
+
+
+def _draw(config: DataConfig, split: str, rows: Any, notes: list[str]) -> Any:
+    wanted = config.rows.get(split)
+    if wanted is None or isinstance(rows, Stream):
+        return rows
+    if wanted >= len(rows):
+        notes.append(f"{split}: all {len(rows)} rows are used (data.rows.{split}={wanted} asks for as many or more)")
+        return rows
+    return splitting.draw(rows, wanted, config.seed, split)

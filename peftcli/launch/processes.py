@@ -1,0 +1,121 @@
+"""One machine: this process, or several workers through torchrun's API."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from peftcli.config.errors import CheckFailed, Mistake, UserError
+from peftcli.config.schema import LaunchConfig
+
+FAILURE = "failure.json"
+"""File in the run folder in which a worker leaves the message of its failure for the parent."""
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check(config: LaunchConfig) -> None:
+    """Refuse more processes than there is hardware for.
+
+    Raises:
+        UserError: With the number that is possible.
+    """
+    if config.processes == 1:
+        return
+    import torch
+
+    on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
+    most, unit = (torch.cuda.device_count(), "GPUs") if on_gpu else (cores(), "CPU cores")
+    if config.processes > most:
+        raise UserError(
+            Mistake(
+                f"launch.processes={config.processes}, but this machine has {most} {unit}",
+                allowed=tuple(str(n) for n in range(1, most + 1)),
+                hint="more processes than that would wait for each other; the batch an optimiser step sees does not "
+                "depend on the number of processes",
+            )
+        )
+
+
+def start(run: Path, config: LaunchConfig, quiet: bool = False) -> dict[str, Any]:
+    """Run the training of a run folder to its end and return its report.
+
+    Raises:
+        UserError: A mistake that shows only with the data or the model at hand.
+        CheckFailed: A named check stopped the run.
+    """
+    if config.processes == 1:
+        from peftcli.training.run import run as train
+
+        return train(run, quiet=quiet)
+    check(config)
+    _elastic(run, config, quiet)
+    return json.loads((run / "report.json").read_text())
+
+
+def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> None:
+    import uuid
+
+    from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+    from torch.distributed.launcher.api import LaunchConfig as Elastic
+    from torch.distributed.launcher.api import elastic_launch
+
+    (run / FAILURE).unlink(missing_ok=True)
+    threads = config.threads or max(1, cores() // config.processes)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    elastic = Elastic(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=config.processes,
+        run_id=uuid.uuid4().hex,
+        rdzv_backend="c10d",
+        rdzv_endpoint="localhost:0",
+        max_restarts=0,
+        monitor_interval=0.1,
+    )
+    try:
+        elastic_launch(elastic, worker)(str(run), config.processes, quiet)
+    except ChildFailedError as error:
+        raise _failure_of(run) or CheckFailed(
+            "lost-worker", f"a worker process ended without a message: {error}", "see its lines above"
+        ) from error
+
+
+def worker(run: str, processes: int, quiet: bool) -> None:
+    """What each worker process does: train from the run folder; leave the message of a failure there."""
+    import torch.multiprocessing  # noqa: F401  (the start method's own import order)
+
+    world = int(os.environ["WORLD_SIZE"])
+    if world != processes:
+        raise CheckFailed("lost-worker", f"{processes} processes were asked for, {world} were started")
+    from peftcli.training.run import run as train
+
+    try:
+        train(Path(run), quiet=quiet)
+    except UserError as error:
+        _leave(Path(run), {"mistakes": [asdict(m) for m in error.mistakes]})
+        raise SystemExit(2) from error
+    except CheckFailed as error:
+        _leave(Path(run), {"check": error.check, "what": error.what, "hint": error.hint})
+        raise SystemExit(1) from error
+
+
+def _leave(run: Path, failure: dict[str, Any]) -> None:
+    if not (run / FAILURE).exists():
+        (run / FAILURE).write_text(json.dumps(failure))
+
+
+def _failure_of(run: Path) -> Exception | None:
+    if not (run / FAILURE).exists():
+        return None
+    failure = json.loads((run / FAILURE).read_text())
+    if "mistakes" in failure:
+        rows = [{**m, "allowed": tuple(m["allowed"])} for m in failure["mistakes"]]
+        return UserError(*(Mistake(**m) for m in rows))
+    return CheckFailed(**failure)

@@ -1,0 +1,91 @@
+"""Put one of PEFT's tuners into a base model, with targets that the adapter's file names briefly and exactly."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft.tuners.tuners_utils import check_target_module_exists
+from torch import nn
+
+from peftcli.config.errors import Mistake, UserError
+
+HALF = (torch.bfloat16, torch.float16)
+
+
+def inject(model: nn.Module, config: PeftConfig, names: Iterable[str] | None = None) -> PeftModel:
+    """Wrap the model; a classification head is trained and saved with the adapter.
+
+    Args:
+        model: The frozen base model.
+        config: The tuner's configuration, without targets where `names` gives them.
+        names: Full names of the modules to adapt; None leaves the targets to the configuration.
+
+    Returns:
+        The adapted model. What is trained is float32, whatever the type of the base: steps of a small learning rate
+        would vanish in bfloat16's eight bits.
+
+    Raises:
+        UserError: The tuner cannot adapt what it was given.
+    """
+    if config.task_type is None:
+        config.task_type = task_type(model)
+    if names is not None:
+        config.target_modules = compact(model, config, list(names))
+    try:
+        wrapped = get_peft_model(model, config)
+    except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
+        kind = getattr(config.peft_type, "value", config.peft_type)
+        raise UserError(Mistake(f"PEFT's {kind} cannot be put into this model: {error}")) from error
+    _train_in_float32(wrapped)
+    return wrapped
+
+
+def _train_in_float32(model: nn.Module) -> None:
+    # PEFT does this for its tuners' own layers, and casts their inputs; not for modules that it trains whole.
+    for module in model.modules():
+        low = [p for p in module.parameters(recurse=False) if p.requires_grad and p.dtype in HALF]
+        for parameter in low:
+            parameter.data = parameter.data.float()
+        if low and isinstance(module, nn.Linear):
+            module.register_forward_pre_hook(_cast_input)
+
+
+def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+    return tuple(x.to(module.weight.dtype) for x in inputs)
+
+
+def task_type(model: nn.Module) -> TaskType | None:
+    """PEFT's name for what stands on top of the model."""
+    name = type(model).__name__
+    if name.endswith("ForSequenceClassification"):
+        return TaskType.SEQ_CLS
+    return TaskType.CAUSAL_LM if hasattr(model, "prepare_inputs_for_generation") else None
+
+
+def compact(model: nn.Module, config: PeftConfig, names: list[str]) -> list[str]:
+    """The shortest list of name endings that PEFT would match with exactly these modules of the untouched base.
+
+    Args:
+        model: The untouched base model.
+        config: The configuration the targets are for; what it excludes or saves whole counts.
+        names: Full module names.
+    """
+    everything = [name for name, _ in model.named_modules() if name]
+    before = config.target_modules
+    try:
+        for depth in (1, 2):
+            endings = sorted({".".join(name.split(".")[-depth:]) for name in names})
+            config.target_modules = endings
+            if {name for name in everything if _hit(config, name)} == set(names):
+                return endings
+    finally:
+        config.target_modules = before
+    return sorted(names)
+
+
+def _hit(config: PeftConfig, name: str) -> bool:
+    # PEFT says "excluded" with an object that is true as well.
+    found = check_target_module_exists(config, name)
+    return bool(found) and type(found).__name__ != "_ExcludedModule"

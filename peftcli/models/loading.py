@@ -1,0 +1,288 @@
+"""The base model and its tokenizer: from the hub, a fetched sample or a folder; or its shape alone, without weights.
+
+Always safetensors, never code from a checkpoint. Seed first where a head is drawn (`sequence-classification`).
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+
+from peftcli.config import paths
+from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
+from peftcli.config.schema import ModelConfig
+from peftcli.models import families
+from peftcli.models.family import Family
+from peftcli.models.precision import DTYPES
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+Architecture = Literal["causal-lm", "sequence-classification"]
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+OFFLINE = (
+    "without a network: model.source=sample with a fetched sample (peft samples list), model.source=folder with a "
+    "folder on this machine, or a model that is already in the Hugging Face cache ($HF_HOME)"
+)
+HEADS = ("score.", "classifier.")
+RANDOM_WEIGHTS_SEED = 0
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A base model that is ready for an adapter: frozen, in its final type, on its device.
+
+    Attributes:
+        model: The Transformers model.
+        family: Its family; one without roles where the architecture has no table here.
+        tokenizer: Its tokenizer, or None where there is none (random weights, or the meta device).
+        base_id: What the recipe calls the model.
+        revision: The hub commit it came from.
+        folder: The local folder it came from.
+    """
+
+    model: PreTrainedModel
+    family: Family
+    tokenizer: PreTrainedTokenizerBase | None
+    base_id: str
+    revision: str | None
+    folder: Path | None
+
+
+def load(
+    config: ModelConfig,
+    precision: str,
+    architecture: Architecture,
+    labels: list[str] | None,
+    device: str = "cpu",
+    meta: bool = False,
+) -> LoadedModel:
+    """Load the base model, frozen.
+
+    Args:
+        config: The recipe's `model`.
+        precision: `fp32`, `bf16` or `fp16`; the type of the weights where `model.dtype` is auto.
+        architecture: What stands on top of the model.
+        labels: Names of the classes, for a classification head.
+        device: Where the weights go, straight from the file.
+        meta: Build the shapes only: no weights, no tokenizer, and no network where `model.shape` is given.
+
+    Raises:
+        UserError: The model cannot be found or read, or is not what the recipe says.
+        CheckFailed: `unsafe-weights`: the checkpoint has pickled weights only, or wants to run its own code.
+    """
+    folder = _folder(config)
+    dtype = DTYPES[precision] if config.dtype == "auto" else getattr(torch, config.dtype)
+    shape = _shape(config, folder, from_shape=meta or config.weights == "random")
+    if labels is not None and architecture == "sequence-classification":
+        shape.id2label, shape.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    words = None if meta else tokenizer(config)
+    if words is not None:
+        shape.pad_token_id = words.pad_token_id
+    if meta or config.weights == "random":
+        model = _draw(config, shape, architecture, dtype, "meta" if meta else device)
+    else:
+        model = _read(config, folder, shape, architecture, dtype, device)
+    model.requires_grad_(False)
+    model.config.use_cache = False
+    if words is not None and getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = words.pad_token_id
+    revision = getattr(shape, "_commit_hash", None) or config.revision
+    return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder)
+
+
+def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
+    """The tokenizer alone, with a padding token; None for random weights of a shape or folder that brings none.
+
+    Raises:
+        UserError: It cannot be found or read.
+    """
+    folder = _folder(config)
+    if folder and not any(folder.glob("tokenizer*")):
+        if config.weights == "random":
+            return None
+        raise UserError(Mistake(f"{folder} has no tokenizer: no tokenizer.json or tokenizer.model in it"))
+    if config.weights == "random" and config.shape and not folder:
+        return None
+    from transformers import AutoTokenizer
+
+    with _plain_errors(config):
+        words = AutoTokenizer.from_pretrained(folder or config.name, **_where(config, folder))
+    if words.pad_token is None:
+        words.pad_token = words.eos_token
+    return words
+
+
+def _folder(config: ModelConfig) -> Path | None:
+    """The local folder of the checkpoint; None for the hub."""
+    if config.source == "sample":
+        return paths.sample_folder(config.name)
+    if config.source == "hub":
+        if Path(config.name).is_dir():
+            raise UserError(
+                Mistake(f"model.name={config.name!r} is a folder here", hint="say so with model.source=folder")
+            )
+        return None
+    folder = Path(config.name).expanduser().resolve()
+    if not folder.is_dir():
+        raise UserError(Mistake(f"model folder {config.name!r} does not exist", hint=f"looked for {folder}"))
+    if not (folder / "config.json").is_file():
+        raise UserError(Mistake(f"{folder} is not a checkpoint: it has no config.json"))
+    return folder
+
+
+def _where(config: ModelConfig, folder: Path | None) -> dict[str, Any]:
+    place = {"local_files_only": True} if folder else {"revision": config.revision or "main"}
+    if not folder and not _hub_answers():
+        place["local_files_only"] = True
+    return {"trust_remote_code": False, **place}
+
+
+@cache
+def _hub_answers() -> bool:
+    """Whether the hub's name resolves: without a network the hub client would try each file for 20 seconds."""
+    from huggingface_hub import constants
+
+    if getproxies():
+        return True
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        return False
+    return True
+
+
+def _family(config: ModelConfig, model_type: str) -> Family:
+    """The family the recipe names, else that of the model type; a bare one (raw module names only) where it has none."""
+    if config.family != "auto":
+        return families.find(config.family)
+    try:
+        return families.find(model_type)
+    except UserError:
+        return Family(model_type, (model_type,))
+
+
+def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTrainedConfig:
+    """The checkpoint's configuration, from `model.shape` where that is enough."""
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    given = dict(config.shape)
+    if from_shape and given:
+        model_type = given.pop("model_type", None)
+        if model_type not in CONFIG_MAPPING:
+            raise UserError(unknown("model.shape.model_type", str(model_type), CONFIG_MAPPING.keys()))
+        return AutoConfig.for_model(model_type, **given)
+    with _plain_errors(config):
+        shape = AutoConfig.from_pretrained(folder or config.name, **_where(config, folder))
+    differing = {key: value for key, value in given.items() if getattr(shape, key, value) != value}
+    if differing:
+        raise UserError(
+            *(
+                Mistake(f"model.shape.{key}={value!r}, but {config.name} has {getattr(shape, key)!r}")
+                for key, value in differing.items()
+            )
+        )
+    return shape
+
+
+def _auto_class(architecture: Architecture) -> type:
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    return AutoModelForCausalLM if architecture == "causal-lm" else AutoModelForSequenceClassification
+
+
+def _draw(
+    config: ModelConfig, shape: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype, device: str
+) -> PreTrainedModel:
+    """A model of this shape with random weights, the same ones for every run, so that an adapter finds its base again."""
+    with torch.random.fork_rng(), torch.device(device):
+        torch.manual_seed(RANDOM_WEIGHTS_SEED)
+        return _auto_class(architecture).from_config(
+            shape, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False
+        )
+
+
+def _read(
+    config: ModelConfig,
+    folder: Path | None,
+    shape: PreTrainedConfig,
+    architecture: Architecture,
+    dtype: torch.dtype,
+    device: str,
+) -> PreTrainedModel:
+    if folder and not any(folder.glob("*.safetensors")):
+        if pickled := [file.name for pattern in PICKLES for file in folder.glob(pattern)]:
+            raise _unsafe(config, f"{folder} has pickled weights only ({', '.join(sorted(pickled))})")
+        raise UserError(Mistake(f"{folder} has no weights: no *.safetensors in it"))
+    placed = {} if device == "cpu" else {"device_map": {"": device}}
+    with _plain_errors(config), _quiet():
+        model, found = _auto_class(architecture).from_pretrained(
+            folder or config.name,
+            config=shape,
+            dtype=dtype,
+            attn_implementation=config.attention,
+            use_safetensors=True,
+            output_loading_info=True,
+            **placed,
+            **_where(config, folder),
+        )
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith(HEADS)):
+        raise UserError(
+            Mistake(
+                f"{config.name} lacks {len(missing)} tensors of a {type(model).__name__}: {', '.join(missing[:5])}",
+                hint="they would have been drawn at random",
+            )
+        )
+    return model
+
+
+@contextmanager
+def _plain_errors(config: ModelConfig) -> Iterator[None]:
+    """Turn what Transformers raises into the user's mistake or the named check that it is."""
+    from safetensors import SafetensorError
+
+    # Transformers would otherwise ask a hub service to convert a pickle-only repository, and download the result.
+    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
+    try:
+        yield
+    except SafetensorError as error:
+        raise UserError(Mistake(f"the weights of {config.name} cannot be read: {error}")) from error
+    except (OSError, ValueError, ImportError) as error:
+        text = str(error)
+        if "trust_remote_code" in text or "execute" in text and "code" in text:
+            raise _unsafe(config, f"{config.name} needs code of its own to load") from error
+        if "safetensors" in text and "not appear" in text:
+            raise _unsafe(config, f"{config.name} has pickled weights only") from error
+        first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
+        hint = OFFLINE if config.source == "hub" else ""
+        raise UserError(Mistake(f"cannot load {config.name!r} (model.source={config.source}): {first}", hint=hint)) from error
+
+
+def _unsafe(config: ModelConfig, what: str) -> CheckFailed:
+    return CheckFailed("unsafe-weights", what, "convert it to safetensors in a trusted place and use that folder")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no load report: what the report would say is checked right after."""
+    from transformers.utils import logging
+
+    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bar:
+            logging.enable_progress_bar()

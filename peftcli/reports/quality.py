@@ -1,0 +1,156 @@
+"""What was measured, said no louder than the number of rows allows."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from peftcli.reports import units
+
+PROPORTIONS = frozenset({"accuracy", "exact_match", "answer_accuracy"})
+"""Metrics that are a count of right rows over all rows, so that a binomial interval holds."""
+GENERATED = frozenset({"exact_match", "answer_accuracy"})
+SHARES = PROPORTIONS | {"balanced_accuracy", "f1_macro", "f1", "precision", "recall"}
+LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+Z_95 = 1.959964
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One metric of one row: its value, how it is written, whether it is the column's best."""
+
+    value: float | None
+    text: str
+    best: bool
+    interval: tuple[float, float] | None
+
+
+@dataclass(frozen=True)
+class Table:
+    """The quality table: metric names, and a name with its cells a row."""
+
+    metrics: list[str]
+    rows: list[tuple[str, list[Cell]]]
+    counts: dict[str, int | None]
+
+
+def wilson(share: float, n: int) -> tuple[float, float]:
+    """The 95 % score interval of a proportion (Wilson 1927): honest near 0 and 1 and for small n."""
+    centre = share + Z_95**2 / (2 * n)
+    half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n))
+    scale = 1 + Z_95**2 / n
+    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
+
+
+def difference(first: float, second: float, n: int) -> tuple[float, float]:
+    """The 95 % interval of the difference of two proportions of `n` rows each (Newcombe 1998, method 10).
+
+    It takes the two for independent; both saw the same rows, so it is wider than a paired one, never bolder.
+    """
+    (low1, high1), (low2, high2) = wilson(first, n), wilson(second, n)
+    gap = first - second
+    return gap - math.hypot(first - low1, high2 - second), gap + math.hypot(high1 - first, second - low2)
+
+
+def written(metric: str, value: float | None) -> str:
+    """A metric's value as people write it: shares in percent, the rest as numbers."""
+    return units.percent(value) if metric in SHARES else units.number(value)
+
+
+def title(metric: str) -> str:
+    """A metric's name in words."""
+    return {"f1_macro": "F1 (macro)", "rouge_l": "ROUGE-L", "bleu": "BLEU"}.get(metric, metric.replace("_", " "))
+
+
+def higher_is_better(metric: str, quality: dict[str, Any]) -> bool:
+    """Which way is up; the report's own word counts for its main metric."""
+    if metric == quality.get("metric") and isinstance(quality.get("higher_is_better"), bool):
+        return quality["higher_is_better"]
+    return metric not in LOWER_IS_BETTER
+
+
+def measured_rows(report: dict[str, Any], metric: str, generated_rows: int | None = None) -> int | None:
+    """How many rows a metric was measured on; generated answers are only measured on the first few."""
+    quality = report.get("quality") or {}
+    split = (report.get("data") or {}).get(quality.get("split", "test")) or {}
+    n = quality.get("rows_measured") or split.get("rows")
+    if metric in GENERATED and generated_rows and n:
+        return min(n, generated_rows)
+    return n or None
+
+
+def table(report: dict[str, Any], generated_rows: int | None = None) -> Table:
+    """The quality table of a report, with the best value of each column marked and intervals where they hold."""
+    quality = report.get("quality") or {}
+    rows = [(str(row.get("name", "")), row.get("metrics") or {}) for row in quality.get("rows") or []]
+    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    main = quality.get("metric")
+    metrics = [main, *(m for m in names if m != main)] if main in names else names
+    counts = {m: measured_rows(report, m, generated_rows) for m in metrics}
+    best = {}
+    for metric in metrics:
+        values = [v[metric] for _, v in rows if _finite(v.get(metric))]
+        if len(values) > 1 and len(set(values)) > 1:
+            best[metric] = (max if higher_is_better(metric, quality) else min)(values)
+
+    def cell(metric: str, value: Any) -> Cell:
+        if not isinstance(value, int | float):
+            return Cell(None, units.NONE, False, None)
+        n = counts[metric]
+        bounded = metric in PROPORTIONS and n and 0 <= value <= 1
+        interval = wilson(value, n) if bounded and n else None
+        return Cell(value, written(metric, value), value == best.get(metric), interval)
+
+    return Table(metrics, [(name, [cell(m, values.get(m)) for m in metrics]) for name, values in rows], counts)
+
+
+def verdict(report: dict[str, Any], generated_rows: int | None = None) -> str:
+    """The result in one or two sentences for someone who does not train models."""
+    quality = report.get("quality") or {}
+    metric = quality.get("metric") or ""
+    values = {str(row.get("name")): (row.get("metrics") or {}).get(metric) for row in quality.get("rows") or []}
+    values = {name: value for name, value in values.items() if _finite(value)}
+    if "tuned" not in values:
+        return "The tuned model was not measured on held-out rows, so this page cannot say whether tuning helped."
+    n = measured_rows(report, metric, generated_rows)
+    held_out = f"{n:,} held-out rows" if n else "held-out rows"
+    tuned = values.pop("tuned")
+    if metric in PROPORTIONS:
+        start = f"The tuned model answers {units.percent(tuned)} of the {held_out} correctly"
+    else:
+        direction = "higher" if higher_is_better(metric, quality) else "lower"
+        start = f"On the {held_out} the tuned model's {title(metric)} is {written(metric, tuned)} ({direction} is better)"
+    if not values:
+        return f"{start}; nothing was measured to compare it with."
+    sign = 1 if higher_is_better(metric, quality) else -1
+    best = max(values, key=lambda name: sign * values[name])
+    told = [name for name in values if name != "majority class" or best == name or len(values) == 1]
+    others = ", ".join(f"{_article(name)} {written(metric, values[name])}" for name in told)
+    gaps = (tuned - values[best],) * 2
+    if metric in PROPORTIONS and n:
+        gaps = difference(tuned, values[best], n)
+    return f"{start}; {others}: {_conclusion(best, sorted(sign * gap for gap in gaps), n)}"
+
+
+def _conclusion(rival: str, gap: list[float], n: int | None) -> str:
+    low, high = gap
+    if low > 0:
+        return "tuning paid off."
+    if high < 0:
+        if rival == "untouched base":
+            return "tuning made the model worse."
+        return "the simple baseline wins here."
+    if low == high == 0:
+        return f"the tuned model and {_article(rival)} are level."
+    return f"{n:,} rows are too few to tell the tuned model and {_article(rival)} apart."
+
+
+def _article(name: str) -> str:
+    if name == "majority class":
+        return "always answering the most frequent class"
+    return f"the {name}" if name == "untouched base" else name
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,71 @@
+"""The closing table of `peft train`: what was gained, and what it cost."""
+
+from __future__ import annotations
+
+import io
+from typing import TYPE_CHECKING, Any
+
+from peftcli.reports import quality, units
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+
+def table(report: dict[str, Any], generated_rows: int | None = None) -> Table:
+    """The quality of the base, the baselines and the tuned model, with the cost as its caption.
+
+    Args:
+        report: The contents of report.json; missing parts are left out.
+        generated_rows: `task.generated_rows`, where answers were generated for fewer rows than were measured.
+    """
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    measured = quality.table(report, generated_rows)
+    main = measured.metrics[0] if measured.metrics else ""
+    rows = measured.counts.get(main)
+    split = (report.get("quality") or {}).get("split", "test")
+    view = Table(box=box.SIMPLE_HEAD, caption=Text(cost(report)), caption_justify="left", pad_edge=False)
+    view.add_column(Text(f"{split} split, {rows:,} rows" if rows else f"{split} split"))
+    for index, metric in enumerate(measured.metrics):
+        view.add_column(Text(quality.title(metric)), justify="right")
+        if index == 0 and any(cells[0].interval for _, cells in measured.rows):
+            view.add_column("95 % interval", justify="right", style="dim")
+    for name, cells in measured.rows:
+        texts = []
+        for index, cell in enumerate(cells):
+            texts.append(Text(cell.text + (" *" if cell.best else "  "), style="green" if cell.best else ""))
+            if index == 0 and any(other[0].interval for _, other in measured.rows):
+                low_high = cell.interval and f"{100 * cell.interval[0]:.1f} to {100 * cell.interval[1]:.1f}"
+                texts.append(Text(low_high or ""))
+        view.add_row(Text(name), *texts, style="bold" if name == "tuned" else "")
+    return view
+
+
+def cost(report: dict[str, Any]) -> str:
+    """One line: trained parameters, peak memory, time."""
+    parameters, memory, time = (report.get(key) or {} for key in ("parameters", "memory", "time"))
+    parts = []
+    if (trained := parameters.get("trainable")) is not None:
+        total = parameters.get("total")
+        share = f" of {total:,} ({units.percent(trained / total, 2)})" if total else ""
+        parts.append(f"trained {trained:,}{share}")
+    if memory.get("peak_bytes"):
+        parts.append(f"peak memory {units.size(memory['peak_bytes'])}")
+    if time.get("total_seconds"):
+        parts.append(f"time {units.duration(time['total_seconds'])}")
+    return "  ".join(parts)
+
+
+def plain(report: dict[str, Any], generated_rows: int | None = None) -> str:
+    """The same table as aligned text without colour, rules or wrapping, for logs and pipes."""
+    from rich.console import Console
+
+    view = table(report, generated_rows)
+    view.box = None
+    view.caption = None
+    text = io.StringIO()
+    Console(file=text, width=200, color_system=None, force_terminal=False, legacy_windows=False).print(view)
+    lines = [line.rstrip() for line in text.getvalue().splitlines()]
+    return "\n".join([*lines, cost(report)]).rstrip() + "\n"

@@ -1,0 +1,91 @@
+"""How to go on from a run: the commands and the few lines of Python, ready to copy."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+from peftcli.reports.record import Record
+
+
+@dataclass(frozen=True)
+class Usage:
+    """One thing to do with a run: what, why, and the text to copy."""
+
+    title: str
+    why: str
+    code: str
+
+
+def commands(run: Record) -> list[Usage]:
+    """Repeat, load, merge and undo for this run; only what can be done with what it left."""
+    about = run.report.get("run") or {}
+    name = str(about.get("name") or run.config.get("name") or "")
+    folder = str(PurePath(str(run.config.get("output") or "runs")) / str(about.get("id") or run.path.name))
+    quoted = shlex.quote(folder)
+    entries = []
+    if about.get("status") not in (None, "done"):
+        entries.append(
+            Usage("Continue it", "From its last checkpoint, exactly as if it had not stopped.", f"peft train --resume {quoted}")
+        )
+    if name:
+        repeat = shlex.join(["peft", "train", name, *run.overrides])
+        why = "The same recipe, overrides and seed give the same adapter on the same machine and versions."
+        entries.append(Usage("Repeat it", why, repeat))
+    if not (run.report.get("adapter") or {}).get("path"):
+        return entries
+    entries.append(
+        Usage("Use it", "Measure it again, or answer new rows.", f"peft eval {quoted}\npeft predict {quoted} --input rows.jsonl")
+    )
+    if run.adapter_config:
+        entries += _adapter(run, folder)
+    return entries
+
+
+def _adapter(run: Record, folder: str) -> list[Usage]:
+    return [
+        Usage("Load it in Python", "Plain PEFT, on the untouched base.", _python(run, folder)),
+        Usage(
+            "Merge it",
+            "A plain model folder without any trace of PEFT; the difference to the unmerged model is checked.",
+            f"peft merge {shlex.quote(folder)} --to merged",
+        ),
+        Usage(
+            "Undo it",
+            "The base was never changed. In Python, switch the adapter off for a while or take it out for good:",
+            "with model.disable_adapter():\n    ...  # the base answers here\nbase = model.unload()",
+        ),
+    ]
+
+
+def _python(run: Record, folder: str) -> str:
+    model, task = (run.config.get(key) if isinstance(run.config.get(key), dict) else {} for key in ("model", "task"))
+    base = repr(str(model.get("name") or run.adapter_config.get("base_model_name_or_path") or "BASE"))
+    lines = ["import peftcli", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+    options = _revision(model)
+    if model.get("source") == "sample":
+        lines.insert(2, "from peftcli.config.paths import sample_folder")
+        base = f"sample_folder({base})"
+    if task.get("head") == "linear":
+        lines[-1] = lines[-1].replace("CausalLM", "SequenceClassification")
+        options += f", num_labels={_labels(run)}"
+    loader = lines[-1].rsplit(" ", 1)[-1]
+    lines += [
+        "",
+        "peftcli.register_with_peft()",
+        f"base = {loader}.from_pretrained({base}{options})",
+        f"model = PeftModel.from_pretrained(base, {str(PurePath(folder) / 'adapter')!r})",
+    ]
+    return "\n".join(lines)
+
+
+def _revision(model: dict[str, Any]) -> str:
+    return f", revision={str(model['revision'])!r}" if model.get("revision") and model.get("source") == "hub" else ""
+
+
+def _labels(run: Record) -> int | str:
+    """How many classes there are, as far as the examples tell."""
+    labels = {str(row.get("expected")) for row in run.report.get("examples") or []}
+    return len(labels) or "..."

@@ -1,0 +1,216 @@
+"""One label a row of text. B rows of a batch, C classes, L tokens, V words."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from rich.text import Text
+from torch import Tensor, nn
+
+from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
+from peftcli.data.collate import IGNORE
+from peftcli.models.positions import select
+from peftcli.tasks import baselines, metrics
+from peftcli.tasks.contract import Encoded, Evaluation, Loss, Quality, Task, bare, check_metric
+from peftcli.tasks.inference import marked, measuring, to_batch
+from peftcli.tasks.prompts import Template
+from peftcli.tasks.tokens import Tokens, cut_to_fit
+
+
+class ClassificationTask(Task):
+    """Label words scored by the language model after the prompt, or a linear head on the prompt's last position.
+
+    Either way the class stands as the label of the row's last token, and nowhere else.
+    """
+
+    def __init__(self, config: Any):
+        super().__init__(config)
+        self.template = Template(config.prompt, "task.prompt")
+        if not self.template.columns:
+            raise UserError(Mistake(f"task.prompt={config.prompt!r} names no column", hint="write {text} for the text"))
+        self.needed = [*self.template.columns, "label"]
+        self.architecture = "causal-lm" if config.head == "label_words" else "sequence-classification"
+        self.best_metric = check_metric(config.best_metric, metrics.CLASSIFICATION)
+        self.higher_is_better = config.best_metric not in metrics.LOWER_IS_BETTER
+        self.words: list[int] = []
+        """First token of each label's word."""
+
+    def fit(self, splits: Any) -> None:
+        """Take the label set from the training rows.
+
+        Raises:
+            CheckFailed: `label-mismatch`: fewer than two labels, or one that only other splits have.
+            UserError: `task.labels` names a label that the training rows do not have.
+        """
+        seen = _count(splits.train)
+        if mistakes := [unknown("label", name, seen, where="task.labels") for name in self.config.labels if name not in seen]:
+            raise UserError(*mistakes)
+        if len(seen) < 2:
+            raise CheckFailed("label-mismatch", f"all training rows have one label: {', '.join(seen)}")
+        for name in ("validation", "test"):
+            other = _count(getattr(splits, name))
+            if missing := {label: n for label, n in other.items() if label not in seen}:
+                listed = ", ".join(f"{label!r} ({n} rows)" for label, n in sorted(missing.items()))
+                raise CheckFailed(
+                    "label-mismatch",
+                    f"labels of the {name} split that no training row has: {listed}",
+                    f"labels in training: {', '.join(sorted(seen, key=_order))}; take more training rows or drop these",
+                )
+        self.labels = sorted(seen, key=_order)
+        self._tokens = None
+
+    def prepare(self, tokens: Tokens) -> None:
+        if self.config.head == "label_words" and self.labels is not None:
+            self.words = self._label_words(tokens)
+
+    def _label_words(self, tokens: Tokens) -> list[int]:
+        """First token of each label's word, as it follows the prompt: after a space, else right after it."""
+        words = [self.config.labels.get(label, label) for label in self.labels or []]
+        anchor = self.template.render(dict.fromkeys(self.template.columns, "x"))
+        prompt = anchor.rstrip(" ")
+        gaps = [anchor[len(prompt) :]] if anchor[-1:].isspace() else [" ", ""]
+        tried = []
+        for gap in gaps:
+            firsts = [tokens.continuation(prompt, gap + word)[:1] for word in words]
+            if len({tuple(first) for first in firsts if first}) == len(words):
+                return [first[0] for first in firsts]
+            tried.append(firsts)
+        shared: dict[tuple[int, ...], list[str]] = {}
+        for label, first in zip(self.labels or [], tried[0], strict=True):
+            shared.setdefault(tuple(first), []).append(label)
+        raise UserError(
+            *(
+                Mistake(
+                    f"labels {', '.join(map(repr, same))} begin with the same token {tokens.tokenizer.decode(list(first))!r}"
+                    if first
+                    else f"labels {', '.join(map(repr, same))} have no token",
+                    where="task.labels",
+                    hint=f"give them words that begin differently: task.labels.{same[-1]}=WORD, or take task.head=linear",
+                )
+                for first, same in shared.items()
+                if len(same) > 1 or not first
+            )
+        )
+
+    def encode(self, row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+        tokens = self.tokens(tokenizer)
+        ids, cut = self._prompt(row, tokens)
+        label = str(row["label"])
+        if self.labels is None or label not in self.labels:
+            known = ", ".join(self.labels or [])
+            raise CheckFailed("label-mismatch", f"row {row.get('row')} has label {label!r}, known labels are: {known}")
+        labels = [IGNORE] * (len(ids) - 1) + [self.labels.index(label)]
+        return {"row": row.get("row", 0), "input_ids": ids, "labels": labels, "prompt_length": len(ids), "truncated": int(cut)}
+
+    def _prompt(self, row: Mapping[str, Any], tokens: Tokens) -> tuple[list[int], bool]:
+        """The prompt's tokens, its texts cut at their ends where it is too long, and whether they were."""
+        values = {name: value.strip() for name, value in self.template.values(row).items()}
+        # A space at the end would be a token of its own; it belongs to the label word.
+        ids, cut = cut_to_fit(
+            tokens, lambda values: tokens.start + tokens.ids(self.template.render(values).rstrip(" ")), values, self.config.max_length
+        )
+        if not ids:
+            what = "the words of task.prompt alone are longer" if ids is None else "an empty prompt is shorter"
+            raise UserError(Mistake(f"{what} than task.max_length={self.config.max_length} allows", where="task.prompt"))
+        return ids, cut
+
+    def trained_tokens(self, labels: list[int]) -> int:
+        return sum(label != IGNORE for label in labels)
+
+    def weight(self, batch: Mapping[str, Tensor]) -> int:
+        return int((batch["labels"] != IGNORE).sum())
+
+    def _scores(self, model: nn.Module, batch: Mapping[str, Tensor], mask_BL: Tensor) -> Tensor:
+        """Scores of the classes, fp32 [rows with a true mask, C]."""
+        inputs = {"input_ids": batch["input_ids"], "attention_mask": batch["attention_mask"]}
+        if self.architecture == "sequence-classification":
+            return _wide(model(**inputs).logits[mask_BL.any(1)])
+        with select(bare(model), mask_BL):
+            logits = model(**inputs).logits
+        return _wide(logits.reshape(-1, logits.shape[-1])[:, self.words])
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        mask_BL = batch["labels"] != IGNORE
+        targets = batch["labels"][mask_BL]
+        return Loss(F.cross_entropy(self._scores(model, batch, mask_BL), targets, reduction="sum"), len(targets))
+
+    def _log_probabilities(self, model, encoded, tokenizer, batch_size, device, precision) -> Tensor:
+        """Log-probabilities of the classes on CPU, fp32 [rows of `encoded`, C], in its order."""
+        found = torch.zeros(len(encoded), len(self.labels or []))
+        with measuring(model, device, precision):
+            for picked in encoded.by_length(batch_size):
+                batch = to_batch(encoded.take(picked), tokenizer, device)
+                last_BL = batch["attention_mask"].bool()
+                last_BL = last_BL & ~F.pad(last_BL[:, 1:], (0, 1))
+                found[picked] = self._scores(model, batch, last_BL).log_softmax(1).cpu().float()
+        return found
+
+    def evaluate(self, model, encoded, tokenizer, *, batch_size, device, precision="fp32", generate=False) -> Evaluation:
+        self.tokens(tokenizer)
+        scores = self._log_probabilities(model, encoded, tokenizer, batch_size, device, precision)
+        targets = torch.tensor([labels[-1] for labels in encoded.rows["labels"]])
+        measured = metrics.classification(scores, targets)
+        if not generate:
+            return Evaluation(measured)
+        best = scores.max(1)
+        answers = zip(encoded.rows, targets.tolist(), best.indices.tolist(), best.values.exp().tolist(), strict=True)
+        return Evaluation(
+            measured,
+            [
+                {
+                    "row": row["row"],
+                    "input": tokenizer.decode(row["input_ids"], skip_special_tokens=True),
+                    "expected": self.labels[target],
+                    "predicted": self.labels[guess],
+                    "correct": guess == target,
+                    "score": score,
+                }
+                for row, target, guess, score in answers
+            ],
+        )
+
+    def baselines(self, splits: Any) -> list[Quality]:
+        return baselines.classification(splits, self.template, self.labels or [])
+
+    def predict(self, model, rows: Iterable[Mapping[str, Any]], tokenizer, *, batch_size, device, precision="fp32"):
+        """The likeliest label of each row: `{"input", "predicted", "score", "probabilities"}`."""
+        tokens = self.tokens(tokenizer)
+        prompts = [self._prompt(row, tokens)[0] for row in rows]
+        encoded = Encoded.of_prompts(prompts)
+        scores = self._log_probabilities(model, encoded, tokenizer, batch_size, device, precision).exp()
+        return [
+            {
+                "input": tokenizer.decode(ids, skip_special_tokens=True),
+                "predicted": self.labels[int(score_C.argmax())],
+                "score": float(score_C.max()),
+                "probabilities": dict(zip(self.labels, score_C.tolist(), strict=True)),
+            }
+            for ids, score_C in zip(prompts, scores, strict=True)
+        ]
+
+    def show(self, encoded_row: Mapping[str, Any], tokenizer: Any) -> Text:
+        """The prompt, and in marks the word that is learnt after it (the label itself with a linear head)."""
+        self.tokens(tokenizer)
+        ids, target = encoded_row["input_ids"], encoded_row["labels"][-1]
+        shown = Text("".join(text for text, _ in marked(ids, [False] * len(ids), tokenizer)))
+        answer = tokenizer.decode([self.words[target]]) if self.words else f" {self.labels[target]}"
+        return shown.append(f"[[{answer}]]", style="bold green")
+
+
+def _wide(scores: Tensor) -> Tensor:
+    return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _count(rows: Any) -> Counter[str]:
+    """Rows of each label; labels that are numbers become text."""
+    return Counter() if rows is None else Counter(str(label) for label in rows["label"])
+
+
+def _order(label: str) -> tuple[bool, int, str]:
+    """Numbers by size, then names by alphabet."""
+    number = label.lstrip("-").isdecimal()
+    return (not number, int(label) if number else 0, label)

@@ -1,0 +1,234 @@
+"""What a task is to the rest of the house. B rows of a batch, L tokens, S supervised positions, V words."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from torch.nn.parallel import DistributedDataParallel
+
+from peftcli.config.errors import CheckFailed, UserError, unknown
+from peftcli.data.collate import IGNORE
+from peftcli.data.encoded import encode
+from peftcli.data.rows import Rows
+from peftcli.tasks.tokens import Tokens
+
+if TYPE_CHECKING:
+    from rich.text import Text
+    from torch import Tensor, nn
+
+COLUMNS = ("row", "input_ids", "labels", "prompt_length")
+"""Columns of an encoded row that batches and measurements read."""
+ENCODING = 1
+"""Raised when `encode` changes, so that rows cached by an older version are not used."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A sum, so that means weighted by tokens can be formed over micro-batches and processes."""
+
+    total: Tensor
+    """fp32 scalar: the loss in nats, summed over the supervised positions."""
+    weight: int
+    """The number of supervised positions."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """A split as token ids, without the rows that could not be encoded."""
+
+    rows: Rows
+    lengths: list[int]
+    """Tokens of each row."""
+    counts: dict[str, int]
+    """`rows`, `tokens` and `trained_tokens` that are left, rows `truncated` among them, rows `dropped` before."""
+
+    @classmethod
+    def of_prompts(cls, prompts: list[list[int]]) -> Encoded:
+        """Prompts without answers."""
+        rows = [{"input_ids": ids, "labels": [IGNORE] * len(ids), "prompt_length": len(ids)} for ids in prompts]
+        return cls(Rows.from_list(rows), [len(ids) for ids in prompts], {})
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def take(self, indices: Iterable[int]) -> list[dict[str, Any]]:
+        """The rows at these positions, as `peftcli.data.collate.pad` wants them."""
+        return self.rows.take(indices)
+
+    def by_length(self, size: int, among: Iterable[int] | None = None) -> list[list[int]]:
+        """Positions in batches of `size` rows of like length, the longest first, so that memory runs out at once."""
+        order = sorted(range(len(self)) if among is None else among, key=lambda i: (-self.lengths[i], i))
+        return [order[at : at + size] for at in range(0, len(order), size)]
+
+
+@dataclass(frozen=True)
+class Quality:
+    """A named row of the quality table."""
+
+    name: str
+    metrics: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A measurement: metrics by name, and rows as examples, each with row, input, expected, predicted, correct, score."""
+
+    metrics: dict[str, float]
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+def bare(model: nn.Module) -> nn.Module:
+    """The model without the wrapper that averages gradients over processes."""
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+def check_metric(name: str, known: Iterable[str]) -> str:
+    """The name itself.
+
+    Raises:
+        UserError: The task does not measure it.
+    """
+    if name not in known:
+        raise UserError(unknown("metric", name, known, where="task.best_metric"))
+    return name
+
+
+class Task(ABC):
+    """What is learnt from a row.
+
+    Args:
+        config: The task's group of the recipe.
+
+    Attributes:
+        needed: Columns that the templates name, by their roles.
+        labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
+    """
+
+    architecture: Literal["causal-lm", "sequence-classification"] = "causal-lm"
+    needed: list[str]
+    labels: list[str] | None = None
+    best_metric: str
+    higher_is_better: bool
+
+    def __init__(self, config: Any):
+        self.config = config
+        self._tokens: Tokens | None = None
+
+    def tokens(self, tokenizer: Any) -> Tokens:
+        """The tokenizer, with what is found out about it once."""
+        if self._tokens is None or self._tokens.tokenizer is not tokenizer:
+            self._tokens = Tokens(tokenizer)
+            self.prepare(self._tokens)
+        return self._tokens
+
+    def prepare(self, tokens: Tokens) -> None:
+        """Called once for each tokenizer before it encodes anything."""
+
+    @abstractmethod
+    def fit(self, splits: Any) -> None:
+        """Learn what must be known of the data before anything is encoded, and check the splits against each other."""
+
+    @abstractmethod
+    def encode(self, row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
+        """A row as the model sees it.
+
+        Returns:
+            `row`, `input_ids`, `labels` (-100 where nothing is learnt), `prompt_length` and `truncated` (0 or 1). Empty
+            `input_ids` mean that the row has to be left out.
+        """
+
+    @abstractmethod
+    def trained_tokens(self, labels: list[int]) -> int:
+        """How many positions of a row are learnt."""
+
+    def encode_split(self, rows: Rows, tokenizer: Any) -> Encoded:
+        """Encode a split, or read it from the cache, and count it.
+
+        Raises:
+            CheckFailed: `no-trainable-tokens`, where no row has a position to learn.
+        """
+        tokens = self.tokens(tokenizer)
+        about = [ENCODING, asdict(self.config), self.labels, tokens.fingerprint]
+        key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
+        found = encode(rows, lambda row: self.encode(row, tokenizer), key)
+        lengths, truncated = found.lengths(), found["truncated"]
+        kept = [i for i, length in enumerate(lengths) if length]
+        trained = sum(self.trained_tokens(labels) for labels in found["labels"])
+        if not trained:
+            raise CheckFailed(
+                "no-trainable-tokens",
+                f"none of {len(lengths)} rows has a token to learn ({len(lengths) - len(kept)} were left out as too long"
+                " or empty)",
+                "look at the rows with `peft data RECIPE`; raise task.max_length or correct task.completion",
+            )
+        counts = {
+            "rows": len(kept),
+            "tokens": sum(lengths),
+            "trained_tokens": trained,
+            "truncated": sum(truncated[i] for i in kept),
+            "dropped": len(lengths) - len(kept),
+        }
+        columns = Rows(found.table.select([name for name in COLUMNS if name in found.column_names]))
+        return Encoded(columns.select(kept) if counts["dropped"] else columns, [lengths[i] for i in kept], counts)
+
+    @abstractmethod
+    def weight(self, batch: Mapping[str, Tensor]) -> int:
+        """The number of supervised positions in a batch, before any model sees it; equal to `loss(...).weight`."""
+
+    @abstractmethod
+    def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
+        """The loss on a batch of `peftcli.data.collate.pad`, right-padded, on the model's device.
+
+        Only the supervised positions are multiplied with the vocabulary matrix. The gradient comes once: a second
+        backward pass through the same loss raises.
+        """
+
+    @abstractmethod
+    def evaluate(
+        self,
+        model: nn.Module,
+        encoded: Encoded,
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        device: Any,
+        precision: str = "fp32",
+        generate: bool = False,
+    ) -> Evaluation:
+        """Measure a model on a split, with dropout off and without gradients; the same numbers every time.
+
+        Args:
+            model: The bare model (not wrapped for several processes). Its modules' modes are left as they were.
+            encoded: The split.
+            tokenizer: The model's.
+            batch_size: Rows at once.
+            device: Where the model is.
+            precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
+            generate: Also decode and give examples, which is slow for generation.
+        """
+
+    def baselines(self, splits: Any) -> list[Quality]:
+        """What can be had without the model, on the test split, or the validation split where there is none."""
+        return []
+
+    @abstractmethod
+    def predict(
+        self,
+        model: nn.Module,
+        rows: Iterable[Mapping[str, Any]],
+        tokenizer: Any,
+        *,
+        batch_size: int,
+        device: Any,
+        precision: str = "fp32",
+    ) -> list[dict[str, Any]]:
+        """Answers to rows that need not hold the right one, in their order: `{"input", "predicted", ...}`."""
+
+    @abstractmethod
+    def show(self, encoded_row: Mapping[str, Any], tokenizer: Any) -> Text:
+        """An encoded row as text, what is learnt in `[[...]]` and in colour; `.plain` is the text alone."""

@@ -1,0 +1,82 @@
+"""The model with nothing trained: batches in, numbers or text out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from peftcli.data.collate import pad
+from peftcli.tasks.tokens import pad_id
+
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def measuring(model: nn.Module, device: Any, precision: str) -> Iterator[None]:
+    """Dropout off, no gradients, the given arithmetic; each module's own mode comes back afterwards.
+
+    Not `model.train(was_training)`: that would wake a frozen BatchNorm which somebody had put to rest.
+    """
+    modes = {module: module.training for module in model.modules()}
+    dtype = DTYPES.get(precision)
+    model.eval()
+    try:
+        with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def to_batch(rows: list[dict[str, Any]], tokenizer: Any, device: Any, side: str = "right") -> dict[str, Tensor]:
+    """Encoded rows as tensors on the device."""
+    return {name: value.to(device) for name, value in pad(rows, pad_id(tokenizer), side).items()}
+
+
+def end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
+    """Tokens that end an answer: the tokenizer's and those that the checkpoint adds."""
+    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    of_model = of_model if isinstance(of_model, list) else [of_model]
+    return [token for token in dict.fromkeys([tokenizer.eos_token_id, *of_model]) if token is not None]
+
+
+def decode_greedily(
+    model: nn.Module, prompts: list[Mapping[str, Any]], tokenizer: Any, device: Any, max_new_tokens: int
+) -> list[str]:
+    """The likeliest next tokens after each prompt, up to an end token, as text without special tokens.
+
+    Args:
+        model: A causal language model inside `measuring`.
+        prompts: `{"input_ids"}` each; padded on the left, so that all answers start at the same position.
+        tokenizer: The model's.
+        device: Where the model is.
+        max_new_tokens: Longest answer.
+    """
+    from transformers import GenerationConfig
+
+    batch = to_batch([{"input_ids": p["input_ids"], "labels": p["input_ids"]} for p in prompts], tokenizer, device, "left")
+    settings = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        use_cache=True,
+        eos_token_id=end_ids(model, tokenizer),
+        pad_token_id=pad_id(tokenizer),
+    )
+    out_BL = model.generate(
+        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
+    )
+    return tokenizer.batch_decode(out_BL[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+def marked(ids: list[int], learnt: list[bool], tokenizer: Any) -> list[tuple[str, bool]]:
+    """Token ids as stretches of text, each learnt or not. Text is cut by decoding from the start each time, because
+    some tokenizers drop the space of the first token they decode."""
+    bounds = [0, *(i for i in range(1, len(ids)) if learnt[i] != learnt[i - 1]), len(ids)]
+    texts = [tokenizer.decode(ids[:bound]) for bound in bounds]
+    return [
+        (texts[k + 1][len(texts[k]) :], learnt[bounds[k]]) for k in range(len(bounds) - 1) if bounds[k] < bounds[k + 1]
+    ]

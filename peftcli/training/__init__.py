@@ -1,0 +1,1 @@
+"""The loop: stages, optimiser, exact checkpoints, named checks."""

@@ -1,0 +1,243 @@
+"""The loop: stages of optimiser steps on Accelerate, measured, checkpointed, exactly resumable.
+
+A step takes one global batch, whatever the number of processes: each process gets its share of the rows, cuts it
+into micro-batches and adds up gradients of `sum of losses / supervised positions of the whole batch`. So neither
+processes nor micro-batches nor unequal lengths change what is computed, up to the order of additions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from peftcli.artifacts.run_folder import RunFolder
+from peftcli.config.schema import RunConfig
+from peftcli.methods.contract import Method, Stage
+from peftcli.tasks.contract import Task
+from peftcli.training import checkpoints, checks, memory, optimiser, seeds
+from peftcli.training.checkpoints import Checkpoint, Progress
+from peftcli.training.display import Display
+from peftcli.training.feed import Feed
+from peftcli.training.signals import StopRequest
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has left a checkpoint at the step boundary."""
+
+
+@dataclass
+class Job:
+    """Everything that the loop works with."""
+
+    config: RunConfig
+    model: nn.Module
+    method: Method
+    task: Task
+    feed: Feed
+    steps: int
+    accelerator: Accelerator
+    run: RunFolder
+    display: Display
+    stop: StopRequest
+    measure: Callable[[nn.Module], dict[str, float]] | None
+    """Metrics of the validation split; None where there is none."""
+    step_seconds: list[float] = field(default_factory=list)
+
+
+def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
+    """Train through all stages and leave the model with the weights to keep.
+
+    Raises:
+        Stopped: A signal asked for it; a checkpoint is on disk.
+        CheckFailed: A named check stopped the run.
+    """
+    progress = resumed.progress if resumed else Progress()
+    touched = set(resumed.trained) if resumed else set()
+    stages = job.method.stages(job.steps)
+    while progress.stage < len(stages) and not progress.stopped_early:
+        stage = stages[progress.stage]
+        if progress.stage_step < stage.steps:
+            _StageLoop(job, stage, progress, touched, resumed).run()
+        resumed = None
+        if progress.stage == len(stages) - 1 or progress.stopped_early:
+            break
+        progress.stage, progress.stage_step = progress.stage + 1, 0
+    _keep_best(job, progress)
+    return progress
+
+
+def _keep_best(job: Job, progress: Progress) -> None:
+    """Load the best measured checkpoint, on the CPU and in place, where it is not the last step."""
+    if job.config.training.keep_best and progress.best_step not in (None, progress.step):
+        best = checkpoints.load(checkpoints.folder_of(job.run.checkpoints, progress.best_step))
+        checkpoints.restore(job.model, best.trained)
+        job.display.say(f"kept the best measured checkpoint, step {progress.best_step} of {progress.step}")
+
+
+class _StageLoop:
+    """One stage: its trained tensors, its optimiser, its schedule."""
+
+    def __init__(self, job: Job, stage: Stage, progress: Progress, touched: set[str], resumed: Checkpoint | None):
+        self.job, self.stage, self.progress, self.touched = job, stage, progress, touched
+        self.settings = job.config.training
+        seeds.start(job.config.seed, "stage", progress.stage)
+        if stage.start:
+            stage.start(job.model)
+        if resumed:
+            checkpoints.restore(job.model, resumed.trained)
+        self.names = {p: n for n, p in job.model.named_parameters() if p.requires_grad}
+        touched.update(self.names.values())
+        built = optimiser.build(job.config.optim, job.model, job.method.parameter_groups(job.model))
+        self.model, self.optimiser = job.accelerator.prepare(job.model, built)
+        if resumed and progress.stage_step:
+            optimiser.load_state(built, self.names, resumed.optimiser)
+            if job.accelerator.scaler is not None and resumed.scale:
+                job.accelerator.scaler.load_state_dict({**job.accelerator.scaler.state_dict(), "scale": resumed.scale})
+
+    def run(self) -> None:
+        """Steps up to the stage's end, an early stop or a request to stop."""
+        job, progress = self.job, self.progress
+        job.model.train()
+        while progress.stage_step < self.stage.steps:
+            row, asked = self._step()
+            if progress.step % self.settings.log_every == 0 and job.accelerator.is_main_process:
+                job.run.log(row)
+            job.display.step(row)
+            last = progress.stage_step == self.stage.steps
+            measured = job.measure is not None and self._due(self.settings.eval_every, last)
+            if measured:
+                self._measure()
+            if asked or last or progress.stopped_early or self._save_due(measured):
+                self._save()
+            if asked:
+                raise Stopped
+            if progress.stopped_early:
+                return
+
+    def _step(self) -> tuple[dict[str, Any], bool]:
+        """One optimiser step; returns its log row and whether any process was asked to stop."""
+        job, progress, began = self.job, self.progress, time.perf_counter()
+        accelerator, optim = job.accelerator, self.job.config.optim
+        seeds.start(job.config.seed, "dropout", progress.step, accelerator.process_index)
+        lr = optimiser.set_rate(self.optimiser, optim, progress.stage_step, self.stage.steps)
+        batches = job.feed.micro_batches(progress.epoch, progress.position)
+        weight = self._sum(sum(job.task.weight(batch) for batch in batches))[0]
+        total = 0.0
+        for index, batch in enumerate(batches):
+            batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
+            with accelerator.no_sync(self.model) if index < len(batches) - 1 else nullcontext():
+                loss = job.task.loss(self.model, batch)
+                accelerator.backward(loss.total * (accelerator.num_processes / max(weight, 1.0)))
+            total += loss.total.item()
+        norm = self._clip(optim.clip_norm)
+        tokens = sum(int(b["attention_mask"].sum()) for b in batches)
+        rows = sum(len(b["attention_mask"]) for b in batches)
+        total, asked, tokens, rows = self._sum(total, float(bool(job.stop.name)), tokens, rows)
+        checks.finite(total, norm, progress.step + 1)
+        self.optimiser.step()
+        job.method.after_step(job.model, progress.step + 1)
+        self.optimiser.zero_grad(set_to_none=True)
+        seconds = time.perf_counter() - began
+        self._advance(int(tokens), int(rows), seconds)
+        return {
+            "step": progress.step,
+            "epoch": round(progress.epoch + progress.position / job.feed.steps_per_epoch, 4),
+            "stage": self.stage.name,
+            "loss": total / max(weight, 1.0),
+            "grad_norm": norm,
+            "lr": lr,
+            "tokens": int(tokens),
+            "rows": int(rows),
+            "seconds": round(seconds, 4),
+            "memory_bytes": memory.held(accelerator.device),
+        }, bool(asked)
+
+    def _clip(self, limit: float | None) -> float:
+        parameters = list(self.names)
+        if limit is not None:
+            return float(self.job.accelerator.clip_grad_norm_(parameters, limit))
+        self.job.accelerator.unscale_gradients(self.optimiser)
+        return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+
+    def _sum(self, *values: float) -> list[float]:
+        """Sums over all processes."""
+        if self.job.accelerator.num_processes == 1:
+            return list(values)
+        device = self.job.accelerator.device
+        kind = torch.float32 if device.type == "mps" else torch.float64
+        return self.job.accelerator.reduce(torch.tensor(values, dtype=kind, device=device), "sum").tolist()
+
+    def _advance(self, tokens: int, rows: int, seconds: float) -> None:
+        progress = self.progress
+        progress.step += 1
+        progress.stage_step += 1
+        progress.position += 1
+        progress.tokens += tokens
+        progress.rows += rows
+        progress.train_seconds += seconds
+        self.job.step_seconds.append(seconds)
+        if progress.position == self.job.feed.steps_per_epoch:
+            progress.epoch, progress.position = progress.epoch + 1, 0
+
+    def _due(self, every: int | str, last: bool) -> bool:
+        if last or every == "end":
+            return last
+        return self.progress.position == 0 if every == "epoch" else self.progress.step % int(every) == 0
+
+    def _save_due(self, measured: bool) -> bool:
+        every = self.settings.save_every
+        return measured if every is None else self.progress.step % every == 0 or (measured and self._is_best())
+
+    def _is_best(self) -> bool:
+        return self.progress.best_step == self.progress.step
+
+    def _measure(self) -> None:
+        """Measure the validation split; note the best, and whether to stop early."""
+        job, progress = self.job, self.progress
+        assert job.measure is not None
+        metrics = job.measure(job.model)
+        job.model.train()
+        value = metrics[job.task.best_metric]
+        better = progress.best is None or (value > progress.best if job.task.higher_is_better else value < progress.best)
+        if better:
+            progress.best, progress.best_step, progress.without_better = value, progress.step, 0
+        else:
+            progress.without_better += 1
+        patience = self.settings.early_stopping
+        progress.stopped_early = patience is not None and progress.without_better >= patience
+        if job.accelerator.is_main_process:
+            job.run.log(
+                {
+                    "step": progress.step,
+                    "epoch": round(progress.epoch + progress.position / job.feed.steps_per_epoch, 4),
+                    "stage": self.stage.name,
+                    "validation": metrics,
+                }
+            )
+        shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
+        job.display.say(f"step {progress.step}: validation {shown}" + (", the best so far" if better else ""))
+        if progress.stopped_early:
+            job.display.say(f"stopped early: {patience} measurements without a better {job.task.best_metric}")
+
+    def _save(self) -> None:
+        """Write a checkpoint; processes wait for one another, since the next step would anyway."""
+        job = self.job
+        if job.accelerator.is_main_process:
+            scaler = job.accelerator.scaler
+            checkpoint = Checkpoint(
+                Progress(**asdict(self.progress)),
+                checkpoints.trained_tensors(job.model, self.touched),
+                optimiser.state_tensors(self.optimiser, self.names),
+                scaler.get_scale() if scaler is not None else None,
+            )
+            checkpoints.save(job.run.checkpoints, checkpoint)
+            checkpoints.prune(job.run.checkpoints, self.settings.keep_checkpoints, self.progress.best_step)
+        job.accelerator.wait_for_everyone()
+

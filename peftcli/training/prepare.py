@@ -1,0 +1,213 @@
+"""From a frozen config to everything the loop works with: processes, rows, model, adapter."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import timedelta
+from itertools import islice
+from typing import Any
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import nn
+
+from peftcli.config.errors import UserError
+from peftcli.config.schema import LaunchConfig, RunConfig
+from peftcli.data import sources
+from peftcli.data.sampler import BatchSampler
+from peftcli.data.sources import Splits
+from peftcli.data.stream import Stream
+from peftcli.methods import registry as methods
+from peftcli.methods.contract import Method
+from peftcli.models import loading, precision
+from peftcli.models.loading import LoadedModel
+from peftcli.tasks import registry as tasks
+from peftcli.tasks.contract import Encoded, Task
+from peftcli.tasks.tokens import pad_id
+from peftcli.training import checks, seeds
+from peftcli.training.feed import Feed, StreamFeed
+
+HEAD_ROWS = 2000
+"""Rows of a stream that are read ahead to learn the labels from."""
+
+
+def use_cores(config: LaunchConfig) -> None:
+    """Give this process its share of the CPU: all cores among all processes, whatever the environment says."""
+    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(config.threads or max(1, mine // config.processes))
+
+
+def build_accelerator(config: RunConfig) -> Accelerator:
+    """The process group and the arithmetic.
+
+    Raises:
+        UserError: The recipe asks for hardware that is not here.
+    """
+    launch = config.launch
+    if launch.device == "cuda" and not torch.cuda.is_available():
+        raise UserError("launch.device=cuda, but PyTorch sees no GPU here; launch.device=cpu runs everywhere")
+    on_cpu = launch.device == "cpu" or (launch.device == "auto" and not _has_accelerator())
+    chosen = precision.choose(config.training.precision, "cpu" if on_cpu else "cuda")
+    accelerator = Accelerator(
+        cpu=on_cpu,
+        mixed_precision="no" if chosen == "fp32" else chosen,
+        log_with=None if config.tracker.name == "none" else config.tracker.name,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes))],
+    )
+    if accelerator.num_processes != launch.processes:
+        raise UserError(f"{launch.processes} processes were asked for, Accelerate runs {accelerator.num_processes}")
+    if config.deterministic and accelerator.device.type == "cuda":
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True, warn_only=True)
+        torch.utils.deterministic.fill_uninitialized_memory = False
+    return accelerator
+
+
+def _has_accelerator() -> bool:
+    return torch.cuda.is_available() or torch.backends.mps.is_available()
+
+
+@dataclass
+class Material:
+    """The rows of a run, as they are and as the model sees them."""
+
+    task: Task
+    splits: Splits
+    tokenizer: Any
+    train: Encoded | Stream
+    validation: Encoded | None
+    test: Encoded | None
+
+    @property
+    def held_out(self) -> tuple[str, Encoded | None]:
+        """The split that quality is reported on: test, or validation where there is no test split."""
+        return ("test", self.test) if self.test is not None else ("validation", self.validation)
+
+    def counts(self) -> dict[str, Any]:
+        """Rows, tokens, truncations of each split."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: part.counts for name, part in found.items() if isinstance(part, Encoded)}
+
+
+def load_material(config: RunConfig) -> Material:
+    """Read, check and encode the rows."""
+    task = tasks.build(config.task)
+    splits = sources.load(config.data, task.needed)
+    streamed = isinstance(splits.train, Stream)
+    task.fit(_with_head(splits) if streamed else splits)
+    words = loading.tokenizer(config.model)
+    if words is None:
+        raise UserError(
+            f"{config.model.name} has no tokenizer on this machine, so its rows cannot be encoded; peft train "
+            "--dry-run and peft estimate work without one"
+        )
+    return Material(
+        task,
+        splits,
+        words,
+        splits.train if streamed else task.encode_split(splits.train, words),
+        None if splits.validation is None else task.encode_split(splits.validation, words),
+        None if splits.test is None else task.encode_split(splits.test, words),
+    )
+
+
+def _with_head(splits: Splits) -> Splits:
+    """The splits with a stream's first rows in its place."""
+    from dataclasses import replace
+
+    from peftcli.data.rows import Rows
+
+    return replace(splits, train=Rows.from_list(splits.train.head(HEAD_ROWS)))
+
+
+def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) -> tuple[Feed, int]:
+    """The batches of this process, and the number of optimiser steps of the run."""
+    settings, place = config.training, (accelerator.process_index, accelerator.num_processes)
+    padding = pad_id(material.tokenizer)
+    if isinstance(material.train, Stream):
+        assert settings.max_steps is not None
+        feed = StreamFeed(material.train, material.task, material.tokenizer, config, padding, *place)
+        return feed, settings.max_steps
+    sampler = BatchSampler(
+        material.train.lengths, settings.batch_size, settings.batch_tokens, settings.group_by_length,
+        seeds.derive(config.seed, "order"),
+    )  # fmt: skip
+    steps = settings.max_steps or sampler.total_steps(settings.epochs)
+    return Feed(material.train, sampler, settings, padding, *place), steps
+
+
+@dataclass
+class Attached:
+    """The base with the adapter in it, and what the checks found."""
+
+    loaded: LoadedModel
+    model: nn.Module
+    method: Method
+    probe: dict[str, torch.Tensor]
+    undoes: bool
+    """Switching the adapter off gives the untouched base's outputs."""
+    checks: list[dict[str, Any]] = field(default_factory=list)
+
+
+def load_model(config: RunConfig, material: Material, accelerator: Accelerator) -> LoadedModel:
+    """The untouched base on this process's device; a new head is drawn from the run's seed."""
+    seeds.start(config.seed, "init", "head")
+    return loading.load(
+        config.model,
+        precision.choose(config.training.precision, accelerator.device),
+        material.task.architecture,
+        material.task.labels,
+        device=str(accelerator.device),
+    )
+
+
+def attach(config: RunConfig, loaded: LoadedModel, material: Material, feed: Feed, accelerator: Accelerator) -> Attached:
+    """Put the adapter in and check that it starts as the base, learns everywhere and can be switched off."""
+    device = accelerator.device
+    batches = (
+        {k: v.to(device) for k, v in batch.items()}
+        for position in range(min(8, feed.steps_per_epoch))
+        for batch in feed.probe(position)
+    )
+    probe = next(batches)
+    method = methods.find(config.method.name)(config.method)
+    with accelerator.autocast():
+        before = checks.outputs(loaded.model, probe)
+        seeds.start(config.seed, "init", "adapter")
+        model = method.attach(loaded.model, loaded.family).to(device)
+        found = Attached(loaded, model, method, probe, False)
+        dtype = next(loaded.model.parameters()).dtype
+        if method.capabilities.identity_at_start:
+            share = checks.identity_start(before, checks.outputs(model, probe), dtype)
+            found.checks.append(_passed("identity-start", f"largest difference from the base {share:.2g} of the spread"))
+        if hasattr(model, "disable_adapter"):
+            with model.disable_adapter():
+                found.undoes = torch.equal(before, checks.outputs(model, probe))
+    if config.training.gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    loss = _probe_loss(material.task, model, accelerator)
+    for stage in method.stages(1_000_000)[:1]:
+        if stage.start:
+            stage.start(model)
+    tensors, used = checks.dead_adapter(model, loss, _chain(probe, batches), config.seed)
+    found.checks.append(_passed("dead-adapter", f"all {tensors} trained tensors get a gradient ({used} probe batches)"))
+    return found
+
+
+def _probe_loss(task: Task, model: nn.Module, accelerator: Accelerator) -> Callable[[dict], torch.Tensor]:
+    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        with accelerator.autocast():
+            return task.loss(model, batch).total
+
+    return loss
+
+
+def _chain(first: dict, rest: Any) -> Any:
+    yield first
+    yield from islice(rest, 7)
+
+
+def _passed(name: str, detail: str) -> dict[str, Any]:
+    return {"name": name, "passed": True, "detail": detail}

@@ -1,0 +1,35 @@
+"""Asking a run to stop: it ends at the next step boundary, with a checkpoint."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+
+
+class StopRequest:
+    """Remembers the first of SIGTERM, SIGUSR1 (a cluster's warning) and Ctrl-C; a second Ctrl-C ends at once.
+
+    A context manager: the former handlers come back at its end.
+    """
+
+    SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+
+    def __init__(self) -> None:
+        self.name = ""
+
+    def __enter__(self) -> StopRequest:
+        if threading.current_thread() is threading.main_thread():
+            self._former = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+        else:
+            self._former = {}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, _frame: FrameType | None) -> None:
+        if number == signal.SIGINT and self.name == "SIGINT":
+            raise KeyboardInterrupt
+        self.name = signal.Signals(number).name
