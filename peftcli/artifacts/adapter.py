@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
 
 from peftcli import register_with_peft
 from peftcli.artifacts import atomic, card
@@ -191,9 +194,10 @@ def load_model(kind: type[PreTrainedModel], folder: Path, **arguments: Any) -> P
     check_safe(folder, "*.safetensors")
     for part in folder.glob("*.safetensors"):
         tensor_names(part)
-    model, found = kind.from_pretrained(
-        str(folder), output_loading_info=True, use_safetensors=True, trust_remote_code=False, **arguments
-    )
+    with _quiet():
+        model, found = kind.from_pretrained(
+            str(folder), output_loading_info=True, use_safetensors=True, trust_remote_code=False, **arguments
+        )
     _complain(folder, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
     return model
 
@@ -203,7 +207,8 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     was = model.config._name_or_path
     model.config._name_or_path = _name(was)
     try:
-        model.save_pretrained(folder)
+        with _quiet():
+            model.save_pretrained(folder)
     finally:
         model.config._name_or_path = was
     if tokenizer is not None:
@@ -218,6 +223,20 @@ def describe(folder: Path, lineage: dict[str, Any], text: str) -> None:
 
 def _name(base_id: str) -> str:
     return Path(base_id).name if Path(base_id).is_absolute() else base_id
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """No progress bar and no load report: what the report would say becomes an error of ours."""
+    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bar:
+            transformers_logging.enable_progress_bar()
 
 
 def _portable(lineage: dict[str, Any]) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def write_tensors(path: Path, tensors: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Write named tensors as safetensors; tensors may share memory only as whole views. Raises as `file` does."""
+    """Write named tensors as safetensors; tensors must not share memory. Raises as `file` does."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
@@ -110,7 +110,7 @@ def explain(error: OSError | SafetensorError, path: Path, written: str = "") -> 
         number = int(found[1])
     if number is None:
         return None
-    home = _existing(path.parent)
+    home, path = _existing(path.parent), _final(path)
     reason = os.strerror(number).lower()
     if number in FULL:
         free = f"{shutil.disk_usage(home).free:,} bytes are free in {home}"
@@ -178,3 +178,8 @@ def _existing(path: Path) -> Path:
     while not path.is_dir() and path != path.parent:
         path = path.parent
     return path
+
+
+def _final(path: Path) -> Path:
+    """The place that a name inside an unfinished folder stands for."""
+    return Path(*(re.sub(r"^\.(.+)\.partial$", r"\1", part) for part in path.parts))

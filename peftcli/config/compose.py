@@ -22,7 +22,7 @@ from peftcli.config import catalog, overrides
 from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.frozen import plain
 from peftcli.config.paths import shipped
-from peftcli.config.rules import conflicts
+from peftcli.config.rules import conflicts, two_batch_sizes
 from peftcli.config.schema import RunConfig
 from peftcli.config.sources import RECIPE, Repository
 from peftcli.config.validate import UNREADABLE, validate
@@ -71,7 +71,7 @@ def compose(recipe: str, lines: list[str] | tuple[str, ...] = ()) -> Composed:
     tree = draft.resolve()
     choices = catalog.groups(path.parent / "configs")
     checked = validate(tree, draft.origin, choices)
-    mistakes = draft.mistakes + checked.mistakes + conflicts(checked)
+    mistakes = draft.mistakes + checked.mistakes + conflicts(checked) + two_batch_sizes(checked)
     if mistakes:
         raise UserError(*dict.fromkeys(mistakes))
     if not checked.config.name:

@@ -6,7 +6,7 @@ import re
 import string
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from math import inf
+from math import inf, isfinite
 from typing import Any
 
 from peftcli.config import peft_types
@@ -182,8 +182,8 @@ RULES = (
 def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
-    found = [*_ranges(checked, where), *_rules(checked, where), *_version(where), *_splits(where), *_texts(where)]
-    return found + [*_batches(where), *_metric(where), *_peft(where)]
+    found = [*_ranges(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
+    return found + [*_metric(where), *_peft(where)]
 
 
 class _Where:
@@ -205,16 +205,17 @@ class _Where:
         return written[0] if written else ""
 
 
-def _ranges(checked: Checked, where: _Where) -> Iterator[Mistake]:
+def _ranges(where: _Where) -> Iterator[Mistake]:
     for key, (low, high) in RANGES.items():
         value = where.get(key)
         for number in value if isinstance(value, tuple) else (value,):
-            if isinstance(number, int | float) and not isinstance(number, bool) and not low <= number <= high:
+            is_number = isinstance(number, int | float) and not isinstance(number, bool)
+            if is_number and not (low <= number <= high and isfinite(number)):
                 yield Mistake(f"{key} is {number}, expected {_range(low, high)}", where.of(key))
     rows = where.get("data.rows")
     for split, number in rows.items() if isinstance(rows, dict) else ():
         if isinstance(number, int) and number < 1:
-            yield Mistake(f"data.rows.{split} is {number}, expected 1 or more", where.of("data.rows"))
+            yield Mistake(f"data.rows.{split} is {number}, expected 1 or more", where.of(f"data.rows.{split}", "data.rows"))
 
 
 def _range(low: float, high: float) -> str:
@@ -225,7 +226,7 @@ def _range(low: float, high: float) -> str:
     return f"{low:g} to {below}" if high != 1 - 1e-9 else f"{least} and {below}"
 
 
-def _rules(checked: Checked, where: _Where) -> Iterator[Mistake]:
+def _rules(where: _Where) -> Iterator[Mistake]:
     for rule in RULES:
         values = [where.get(key) for key in rule.reads]
         optional = rule.reads[0] == "method.name"  # a generation task has no head, and that is the conflict
@@ -247,12 +248,13 @@ def _splits(where: _Where) -> Iterator[Mistake]:
         given = where.get(key)
         for split in given if isinstance(given, dict) else ():
             if split not in SPLITS:
-                yield Mistake(f"{key} has no split {split!r}", where.of(key), SPLITS, nearest(split, SPLITS))
+                yield Mistake(f"{key} has no split {split!r}", where.of(f"{key}.{split}", key), SPLITS, nearest(split, SPLITS))
     files = where.get("data.files")
     for split, named in files.items() if isinstance(files, dict) else ():
         paths = named if isinstance(named, list) else [named]
         if not paths or not all(isinstance(path, str) and path for path in paths):
-            yield Mistake(f"data.files.{split} is {named!r}, expected a path or a list of paths", where.of("data.files"))
+            place = where.of(f"data.files.{split}", "data.files")
+            yield Mistake(f"data.files.{split} is {named!r}, expected a path or a list of paths", place)
 
 
 def _texts(where: _Where) -> Iterator[Mistake]:
@@ -279,14 +281,18 @@ def _texts(where: _Where) -> Iterator[Mistake]:
                 yield Mistake("task.answer has no group", where.of("task.answer"), hint=hint)
 
 
-def _batches(where: _Where) -> Iterator[Mistake]:
-    """Rows and tokens both as the size of a batch, given by the same hand: one of them would be ignored."""
+def two_batch_sizes(checked: Checked) -> list[Mistake]:
+    """Rows and tokens both as the size of a batch, where one of them would be ignored. For recipes: a saved run has both."""
+    where = _Where(checked)
     rows, tokens = where.of("training.batch_size"), where.of("training.batch_tokens")
     if where.get("training.batch_tokens") in (None, UNREADABLE) or not rows:
-        return
-    if rows.rpartition(":")[0] == tokens.rpartition(":")[0] or rows.startswith("override") > tokens.startswith("over"):
+        return []
+    # A later override of the tokens replaces a file's rows; the other way round the override would do nothing.
+    if rows.startswith("override ") or rows.rpartition(":")[0] == tokens.rpartition(":")[0]:
         what = "training.batch_size and training.batch_tokens both say how large a batch is"
-        yield Mistake(what, tokens, hint=f"keep one of them; the other is set at {rows}")
+        hint = f"keep one of them (training.batch_tokens=null takes it away); the other one is {rows}"
+        return [Mistake(what, tokens, hint=hint)]
+    return []
 
 
 def _metric(where: _Where) -> Iterator[Mistake]:

@@ -134,6 +134,7 @@ class _Checker:
         if shape is dict:
             if not isinstance(value, dict):
                 return self._mismatch(annotation, value, path)
+            self.origins |= {_join(path, key): self.origin(_join(path, key)) for key in value}
             return {key: self.value(parts[1], item, _join(path, key)) for key, item in value.items()}
         if not isinstance(value, list | tuple):
             return self._mismatch(annotation, value, path)

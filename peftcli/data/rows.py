@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, overload
 
 import pyarrow as pa
+from pyarrow import compute
 
 
 class Rows(Sequence):
@@ -27,6 +28,9 @@ class Rows(Sequence):
         """Rows out of dictionaries; a key that is missing from some of them is None there."""
         names = list(dict.fromkeys(name for row in rows for name in row))
         return cls(pa.table({name: pa.array([row.get(name) for row in rows]) for name in names}))
+
+    def __repr__(self) -> str:
+        return f"Rows({len(self)} x {', '.join(self.column_names)})"
 
     @property
     def column_names(self) -> list[str]:
@@ -64,9 +68,7 @@ class Rows(Sequence):
 
     def lengths(self, column: str = "input_ids") -> list[int]:
         """Length of the list in each row of a column, in tokens for `input_ids`."""
-        import pyarrow.compute as pc
-
-        return pc.list_value_length(self.table.column(column)).to_pylist()
+        return compute.list_value_length(self.table.column(column)).to_pylist()
 
     def fingerprint(self) -> str:
         """SHA-256 of names, types and values; not of chunking, file format or place."""
@@ -102,4 +104,8 @@ def _plain(kind: pa.DataType) -> pa.DataType:
         return pa.large_string()
     if pa.types.is_integer(kind):
         return pa.int64()
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        return pa.large_list(_plain(kind.value_type))
+    if pa.types.is_struct(kind):
+        return pa.struct([(field.name, _plain(field.type)) for field in kind])
     return kind

@@ -6,6 +6,7 @@ Where rows come from is `origins.py` and `formats.py`; here they are checked, sp
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ class Splits:
         validation: Rows to choose by, or None.
         test: Rows to report on, or None.
         fingerprint: SHA-256 of the rows used, in their order, after splitting and drawing.
-        counts: Rows used by split, and under `skipped` the bad rows left out by split of the source.
+        counts: Rows used by split, and under `skipped` the bad rows left out, by split of the source and reason.
         notes: What was done that the recipe did not ask for word by word, for the log and the report.
     """
 
@@ -95,9 +96,9 @@ def _check_numbers(config: DataConfig) -> None:
 
 def _read(
     config: DataConfig, found: dict[str, Origin], columns: dict[str, str], needed: list[str], notes: list[str]
-) -> tuple[dict[str, Any], dict[str, int]]:
+) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
     splits: dict[str, Any] = {}
-    skipped: dict[str, int] = {}
+    skipped: dict[str, dict[str, int]] = {}
     mistakes: list[Mistake] = []
     for split, origin in found.items():
         if split == "train" and config.streaming:
@@ -110,7 +111,7 @@ def _read(
         if bad and (config.bad_rows == "error" or len(rows) == 0):
             mistakes.append(checking.bad_rows(split, bad, total))
         elif bad:
-            skipped[split] = len(bad)
+            skipped[split] = dict(Counter(b.what.split(":")[0] for b in bad))
             notes.append(f"{split}: left out {checking.some(bad, total)}")
         elif total == 0:
             mistakes.append(Mistake(f"{split} has no rows", origin.where))

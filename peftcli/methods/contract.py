@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import nn
 
 from peftcli.models.family import Family
@@ -40,25 +40,25 @@ class Stage:
     start: Callable[[nn.Module], None] | None = None
 
 
-class Method(ABC):
+class Method:
     """A method's life around the loop. A subclass overrides `attach` and whatever else it needs.
 
     Args:
         settings: An instance of the method's settings class.
     """
 
-    capabilities = Capabilities()
+    capabilities: Capabilities = Capabilities()
     saves: Literal["adapter", "model"] = "adapter"
 
     def __init__(self, settings: Any):
         self.settings = settings
 
-    @abstractmethod
     def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> nn.Module:
-        """Return the model with the adapter in it; only what is trained requires a gradient. Called right after seeding."""
+        """Return the model with the adapter in it, called right after seeding; just what is trained requires a gradient."""
+        raise NotImplementedError
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Groups of trained parameters, each `{"names": [...], "lr_scale": float}`; every trained tensor in just one."""
+        """Groups of trained parameters, each `{"names": [...], "lr_scale": float}`; each trained tensor in just one."""
         return [{"names": [n for n, p in model.named_parameters() if p.requires_grad], "lr_scale": 1.0}]
 
     def stages(self, total_steps: int) -> list[Stage]:
@@ -67,6 +67,17 @@ class Method(ABC):
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after optimiser step `step` (counted from 1), with gradients still there."""
+
+    def penalty(self, model: nn.Module) -> torch.Tensor | None:
+        """A scalar added to the mean loss of every optimiser step, or None."""
+        return None
+
+    def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
+        """What a checkpoint must hold beside the trained tensors for an exact resume; tensors by name."""
+        return {}
+
+    def restore(self, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
+        """Take back what `state` gave, after the stage's `start`."""
 
     def finish(self, model: nn.Module) -> None:
         """Called once after the last step, before the adapter is saved."""

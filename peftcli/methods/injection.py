@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable
 
 import torch
@@ -33,13 +34,22 @@ def inject(model: nn.Module, config: PeftConfig, names: Iterable[str] | None = N
         config.task_type = task_type(model)
     if names is not None:
         config.target_modules = compact(model, config, list(names))
+    kind = getattr(config.peft_type, "value", config.peft_type)
     try:
-        wrapped = get_peft_model(model, config)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks Transformers for a property that Transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            wrapped = get_peft_model(model, config)
     except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
-        kind = getattr(config.peft_type, "value", config.peft_type)
         raise UserError(Mistake(f"PEFT's {kind} cannot be put into this model: {error}")) from error
+    if config.task_type == TaskType.SEQ_CLS and not _trains_head(wrapped):
+        raise UserError(Mistake(f"PEFT's {kind} cannot train a classification head", hint="use task.head=label_words"))
     _train_in_float32(wrapped)
     return wrapped
+
+
+def _trains_head(model: nn.Module) -> bool:
+    return any(p.requires_grad and ".modules_to_save." in name for name, p in model.named_parameters())
 
 
 def _train_in_float32(model: nn.Module) -> None:

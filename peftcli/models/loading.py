@@ -142,7 +142,7 @@ def _folder(config: ModelConfig) -> Path | None:
 
 
 def _where(config: ModelConfig, folder: Path | None) -> dict[str, Any]:
-    place = {"local_files_only": True} if folder else {"revision": config.revision or "main"}
+    place: dict[str, Any] = {"local_files_only": True} if folder else {"revision": config.revision or "main"}
     if not folder and not _hub_answers():
         place["local_files_only"] = True
     return {"trust_remote_code": False, **place}
@@ -163,7 +163,7 @@ def _hub_answers() -> bool:
 
 
 def _family(config: ModelConfig, model_type: str) -> Family:
-    """The family the recipe names, else that of the model type; a bare one (raw module names only) where it has none."""
+    """The family the recipe names, else the model type's, else a bare one, which knows raw module names only."""
     if config.family != "auto":
         return families.find(config.family)
     try:
@@ -195,7 +195,7 @@ def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTra
     return shape
 
 
-def _auto_class(architecture: Architecture) -> type:
+def _auto_class(architecture: Architecture) -> Any:
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     return AutoModelForCausalLM if architecture == "causal-lm" else AutoModelForSequenceClassification
@@ -204,7 +204,7 @@ def _auto_class(architecture: Architecture) -> type:
 def _draw(
     config: ModelConfig, shape: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype, device: str
 ) -> PreTrainedModel:
-    """A model of this shape with random weights, the same ones for every run, so that an adapter finds its base again."""
+    """A model of this shape with random weights, the same for every run, so that an adapter finds its base again."""
     with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         return _auto_class(architecture).from_config(
@@ -259,13 +259,14 @@ def _plain_errors(config: ModelConfig) -> Iterator[None]:
         raise UserError(Mistake(f"the weights of {config.name} cannot be read: {error}")) from error
     except (OSError, ValueError, ImportError) as error:
         text = str(error)
-        if "trust_remote_code" in text or "execute" in text and "code" in text:
+        if "trust_remote_code" in text or ("execute" in text and "code" in text):
             raise _unsafe(config, f"{config.name} needs code of its own to load") from error
         if "safetensors" in text and "not appear" in text:
             raise _unsafe(config, f"{config.name} has pickled weights only") from error
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         hint = OFFLINE if config.source == "hub" else ""
-        raise UserError(Mistake(f"cannot load {config.name!r} (model.source={config.source}): {first}", hint=hint)) from error
+        what = f"cannot load {config.name!r} (model.source={config.source}): {first}"
+        raise UserError(Mistake(what, hint=hint)) from error
 
 
 def _unsafe(config: ModelConfig, what: str) -> CheckFailed:

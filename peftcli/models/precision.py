@@ -13,7 +13,9 @@ DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16,
 
 
 def choose(training_precision: str, device: str | torch.device) -> Precision:
-    """The precision of the forward pass; `auto` takes bf16 where there are instructions for it, else fp32 (fp16 on CUDA).
+    """The precision of the forward pass; `auto` takes bf16 where there are instructions for it.
+
+    Without them it takes fp16 on CUDA and fp32 elsewhere.
 
     Raises:
         UserError: fp16 on a CPU: gradients underflow there, and bf16 needs no loss scale.

@@ -32,7 +32,8 @@ def resolve(model: nn.Module, family: Family, targets: Iterable[str]) -> list[st
     for target in targets:
         found = set(_matches(names, family, target))
         if not found:
-            raise CheckFailed("dead-target", f"target {target!r} matches no module of the model", _hint(names, family, target))
+            what = f"target {target!r} matches no module of the model"
+            raise CheckFailed("dead-target", what, _hint(names, family, target))
         chosen |= found
     return [name for name in names if name in chosen]
 

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from peftcli.reports import quality, units
@@ -28,7 +29,7 @@ STYLE = {
     "svg.fonttype": "none",
     "svg.hashsalt": "peftcli",
     "figure.figsize": (5.0, 2.7),
-    "font.size": 10.5,
+    "font.size": 11,
     "text.color": INK,
     "axes.edgecolor": RULE,
     "axes.labelcolor": QUIET,
@@ -50,7 +51,7 @@ STYLE = {
     "lines.linewidth": 1.6,
     "lines.solid_capstyle": "round",
     "legend.frameon": False,
-    "legend.fontsize": 9.5,
+    "legend.fontsize": 10.5,
     "legend.borderaxespad": 0.1,
     "path.simplify_threshold": 0.3,
 }
@@ -109,12 +110,12 @@ def method(figures: list[Row]) -> list[Drawing]:
 
 
 def smooth(values: list[float], span: int) -> list[float]:
-    """Exponential moving mean over about `span` values, without the pull of its start towards zero."""
-    keep, total, weight, out = 1 - 2 / (span + 1), 0.0, 0.0, []
-    for value in values:
-        total, weight = keep * total + value, keep * weight + 1
-        out.append(total / weight)
-    return out
+    """Mean over `span` values around each, twice: no lag behind the curve, as a running mean has; ends take what is there."""
+    for _ in range(2):
+        sums, reach, last = [0.0, *accumulate(values)], span // 2, len(values)
+        bounds = [(max(0, i - reach), min(last, i + reach + 1)) for i in range(last)]
+        values = [(sums[high] - sums[low]) / (high - low) for low, high in bounds]
+    return values
 
 
 def series(rows: list[Row], key: str) -> tuple[list[int], list[float]]:
@@ -239,7 +240,7 @@ def _single(
         return None
 
     def paint(axes: Axes) -> None:
-        axes.plot(*thin(xs, ys), color=FIRST, linewidth=1.2)
+        axes.plot(*thin(xs, ys), color=FIRST, linewidth=1.2, clip_on=False)
         if logarithmic and min(ys) > 0:
             _logarithmic(axes, min(ys), max(ys))
         else:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from peftcli.reports import figures, quality, record, units, usage
@@ -36,9 +37,22 @@ def write(run: Path) -> Path:
     environment.filters.update(
         count=units.count, size=units.size, percent=units.percent, duration=units.duration, title=quality.title
     )
+    environment.filters.update(unbroken=_unbroken, prose=_prose)
     page = Path(run) / "report.html"
     page.write_text(environment.get_template("page.html").render(_content(record.read(Path(run)))), encoding="utf-8")
     return page
+
+
+def _unbroken(sentence: str) -> str:
+    """The sentence with words like held-out, and numbers with their sign, kept on one line."""
+    return re.sub(r"(?<=\w)-(?=\w)", "\N{NON-BREAKING HYPHEN}", sentence).replace(" %", "\N{NO-BREAK SPACE}%")
+
+
+def _prose(text: str) -> str:
+    """Escaped text in which `words in backticks` are set as code."""
+    from markupsafe import Markup, escape
+
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _content(run: Record) -> dict[str, Any]:
@@ -106,7 +120,7 @@ def _facts(run: Record) -> Iterator[tuple[str, str]]:
     yield "method", " ".join(str(part) for part in (method.get("name"), method.get("type")) if part)
     yield "data", str(data.get("name") or data.get("source") or "")
     yield "seed", str(about.get("seed", run.config.get("seed", "")))
-    yield "started", str(about.get("created") or "")
+    yield "started", str(about.get("created") or "").replace("T", " ").replace("Z", " UTC")
     yield "run", str(about.get("id") or "")
 
 
@@ -119,7 +133,8 @@ def _cost(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         share = f"{units.percent(trained / total, 2)} of {total:,}" if total else ""
         yield "Trained parameters", units.count(trained), share
     if adapter.get("bytes"):
-        yield "Adapter on disk", units.size(adapter["bytes"]), str(adapter.get("path") or "")
+        folder = PurePath(str(adapter.get("path") or "adapter")).name
+        yield f"{folder.capitalize()} on disk", units.size(adapter["bytes"]), f"in {folder}/"
     if memory.get("peak_bytes"):
         loaded = memory.get("loaded_bytes")
         growth = f"{units.size(memory['peak_bytes'] - loaded)} above the loaded model" if loaded else ""
@@ -127,7 +142,7 @@ def _cost(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     if time.get("total_seconds"):
         parts = [
             f"{units.duration(time[key])} {words}"
-            for key, words in (("train_seconds", "of it training"), ("first_step_seconds", "to the first step's end"))
+            for key, words in (("train_seconds", "of it training"), ("first_step_seconds", "until the first step was done"))
             if time.get(key)
         ]
         yield "Time", units.duration(time["total_seconds"]), ", ".join(parts)
@@ -170,7 +185,7 @@ def _confusions(report: dict[str, Any], labelled: bool) -> list[tuple[str, str, 
     """The most frequent mistakes of a classifier: expected, answered, how often."""
     wrong = [row for row in report.get("examples") or [] if labelled and row.get("correct") is False]
     pairs = Counter((str(row.get("expected")), str(row.get("tuned"))) for row in wrong)
-    return [(*pair, n) for pair, n in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:8]]
+    return [(*pair, n) for pair, n in sorted(pairs.items(), key=lambda item: (-item[1], item[0]))[:5]]
 
 
 def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:

@@ -23,7 +23,7 @@ def commands(run: Record) -> list[Usage]:
     """Repeat, load, merge and undo for this run; only what can be done with what it left."""
     about = run.report.get("run") or {}
     name = str(about.get("name") or run.config.get("name") or "")
-    folder = str(PurePath(str(run.config.get("output") or "runs")) / str(about.get("id") or run.path.name))
+    folder = str(PurePath(str(run.config.get("output") or "runs")) / run.path.absolute().name)
     quoted = shlex.quote(folder)
     entries = []
     if about.get("status") not in (None, "done"):
@@ -39,9 +39,7 @@ def commands(run: Record) -> list[Usage]:
     entries.append(
         Usage("Use it", "Measure it again, or answer new rows.", f"peft eval {quoted}\npeft predict {quoted} --input rows.jsonl")
     )
-    if run.adapter_config:
-        entries += _adapter(run, folder)
-    return entries
+    return entries + (_adapter(run, folder) if run.adapter_config else _model(run, folder))
 
 
 def _adapter(run: Record, folder: str) -> list[Usage]:
@@ -60,18 +58,27 @@ def _adapter(run: Record, folder: str) -> list[Usage]:
     ]
 
 
+def _model(run: Record, folder: str) -> list[Usage]:
+    loader = _loader(run)
+    load = f"from transformers import {loader}\n\nmodel = {loader}.from_pretrained({str(PurePath(folder) / 'model')!r})"
+    return [Usage("Load it in Python", "This method changes the base itself, so the whole model was saved.", load)]
+
+
+def _loader(run: Record) -> str:
+    head = (run.config.get("task") or {}).get("head")
+    return "AutoModelForSequenceClassification" if head == "linear" else "AutoModelForCausalLM"
+
+
 def _python(run: Record, folder: str) -> str:
-    model, task = (run.config.get(key) if isinstance(run.config.get(key), dict) else {} for key in ("model", "task"))
+    model, loader = run.config.get("model") or {}, _loader(run)
     base = repr(str(model.get("name") or run.adapter_config.get("base_model_name_or_path") or "BASE"))
-    lines = ["import peftcli", "from peft import PeftModel", "from transformers import AutoModelForCausalLM"]
+    lines = ["import peftcli", "from peft import PeftModel", f"from transformers import {loader}"]
     options = _revision(model)
     if model.get("source") == "sample":
         lines.insert(2, "from peftcli.config.paths import sample_folder")
         base = f"sample_folder({base})"
-    if task.get("head") == "linear":
-        lines[-1] = lines[-1].replace("CausalLM", "SequenceClassification")
+    if loader == "AutoModelForSequenceClassification":
         options += f", num_labels={_labels(run)}"
-    loader = lines[-1].rsplit(" ", 1)[-1]
     lines += [
         "",
         "peftcli.register_with_peft()",

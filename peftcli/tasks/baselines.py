@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from peftcli.data.rows import Rows
 from peftcli.tasks import metrics
 from peftcli.tasks.contract import Quality
 from peftcli.tasks.prompts import Template
@@ -14,7 +15,7 @@ from peftcli.tasks.prompts import Template
 def classification(splits: Any, template: Template, labels: list[str]) -> list[Quality]:
     """The majority class (with the classes' shares as probabilities), and TF-IDF with logistic regression.
 
-    Both learn from the training rows and are measured on the test split, or on the validation split where there is none.
+    None for a stream, whose rows are not there. Both learn from the training rows and are measured on the test split, or else the validation split.
 
     Args:
         splits: Rows with the template's columns and `label`.
@@ -22,7 +23,7 @@ def classification(splits: Any, template: Template, labels: list[str]) -> list[Q
         labels: The label set.
     """
     held_out = splits.test if splits.test is not None else splits.validation
-    if held_out is None:
+    if held_out is None or not isinstance(splits.train, Rows):
         return []
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
@@ -35,8 +36,12 @@ def classification(splits: Any, template: Template, labels: list[str]) -> list[Q
     majority = metrics.classification(shares_C.log().expand(len(asked), -1), targets_N)
     found = [Quality("majority class", majority)]
 
-    texts, asked_texts = (["\n".join(template.values(row).values()) for row in rows] for rows in (splits.train, held_out))
-    model = make_pipeline(TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"), LogisticRegression(max_iter=1000))
+    texts, asked_texts = (
+        ["\n".join(template.values(row).values()) for row in rows] for rows in (splits.train, held_out)
+    )
+    model = make_pipeline(
+        TfidfVectorizer(sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"), LogisticRegression(max_iter=1000)
+    )
     try:
         model.fit(texts, learnt)
     except ValueError:  # No text has a word in it.

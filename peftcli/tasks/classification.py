@@ -13,12 +13,17 @@ from torch import Tensor, nn
 
 from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
 from peftcli.data.collate import IGNORE
+from peftcli.data.rows import Rows
 from peftcli.models.positions import select
 from peftcli.tasks import baselines, metrics
 from peftcli.tasks.contract import Encoded, Evaluation, Loss, Quality, Task, bare, check_metric
 from peftcli.tasks.inference import marked, measuring, to_batch
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.tokens import Tokens, cut_to_fit
+
+
+HEAD = 1000
+"""Rows of a stream that its labels are learnt from."""
 
 
 class ClassificationTask(Task):
@@ -40,15 +45,17 @@ class ClassificationTask(Task):
         """First token of each label's word."""
 
     def fit(self, splits: Any) -> None:
-        """Take the label set from the training rows.
+        """Take the label set from the training rows; `task.labels` may add to those that a stream begins with.
 
         Raises:
             CheckFailed: `label-mismatch`: fewer than two labels, or one that only other splits have.
             UserError: `task.labels` names a label that the training rows do not have.
         """
         seen = _count(splits.train)
-        if mistakes := [unknown("label", name, seen, where="task.labels") for name in self.config.labels if name not in seen]:
-            raise UserError(*mistakes)
+        if not isinstance(splits.train, Rows):
+            seen.update(self.config.labels)
+        if strange := [name for name in self.config.labels if name not in seen]:
+            raise UserError(*(unknown("label", name, seen, where="task.labels") for name in strange))
         if len(seen) < 2:
             raise CheckFailed("label-mismatch", f"all training rows have one label: {', '.join(seen)}")
         for name in ("validation", "test"):
@@ -79,22 +86,7 @@ class ClassificationTask(Task):
             if len({tuple(first) for first in firsts if first}) == len(words):
                 return [first[0] for first in firsts]
             tried.append(firsts)
-        shared: dict[tuple[int, ...], list[str]] = {}
-        for label, first in zip(self.labels or [], tried[0], strict=True):
-            shared.setdefault(tuple(first), []).append(label)
-        raise UserError(
-            *(
-                Mistake(
-                    f"labels {', '.join(map(repr, same))} begin with the same token {tokens.tokenizer.decode(list(first))!r}"
-                    if first
-                    else f"labels {', '.join(map(repr, same))} have no token",
-                    where="task.labels",
-                    hint=f"give them words that begin differently: task.labels.{same[-1]}=WORD, or take task.head=linear",
-                )
-                for first, same in shared.items()
-                if len(same) > 1 or not first
-            )
-        )
+        raise UserError(*_collisions(self.labels or [], tried[0], tokens))
 
     def encode(self, row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         tokens = self.tokens(tokenizer)
@@ -104,25 +96,29 @@ class ClassificationTask(Task):
             known = ", ".join(self.labels or [])
             raise CheckFailed("label-mismatch", f"row {row.get('row')} has label {label!r}, known labels are: {known}")
         labels = [IGNORE] * (len(ids) - 1) + [self.labels.index(label)]
-        return {"row": row.get("row", 0), "input_ids": ids, "labels": labels, "prompt_length": len(ids), "truncated": int(cut)}
+        return {
+            "row": row.get("row", 0),
+            "input_ids": ids,
+            "labels": labels,
+            "prompt_length": len(ids),
+            "truncated": int(cut),
+        }
 
     def _prompt(self, row: Mapping[str, Any], tokens: Tokens) -> tuple[list[int], bool]:
         """The prompt's tokens, its texts cut at their ends where it is too long, and whether they were."""
         values = {name: value.strip() for name, value in self.template.values(row).items()}
-        # A space at the end would be a token of its own; it belongs to the label word.
-        ids, cut = cut_to_fit(
-            tokens, lambda values: tokens.start + tokens.ids(self.template.render(values).rstrip(" ")), values, self.config.max_length
-        )
+
+        def render(values: dict[str, str]) -> list[int]:
+            # A space at the end would be a token of its own; it belongs to the label word.
+            return tokens.start + tokens.ids(self.template.render(values).rstrip(" "))
+
+        room = self.config.max_length
+        ids, cut = cut_to_fit(tokens, render, values, room)
+        if ids is None:
+            raise UserError(Mistake(f"the prompt's own words are longer than task.max_length={room}", "task.prompt"))
         if not ids:
-            what = "the words of task.prompt alone are longer" if ids is None else "an empty prompt is shorter"
-            raise UserError(Mistake(f"{what} than task.max_length={self.config.max_length} allows", where="task.prompt"))
+            raise CheckFailed("no-trainable-tokens", f"row {row.get('row')} is empty: {dict(row)}")
         return ids, cut
-
-    def trained_tokens(self, labels: list[int]) -> int:
-        return sum(label != IGNORE for label in labels)
-
-    def weight(self, batch: Mapping[str, Tensor]) -> int:
-        return int((batch["labels"] != IGNORE).sum())
 
     def _scores(self, model: nn.Module, batch: Mapping[str, Tensor], mask_BL: Tensor) -> Tensor:
         """Scores of the classes, fp32 [rows with a true mask, C]."""
@@ -149,7 +145,8 @@ class ClassificationTask(Task):
                 found[picked] = self._scores(model, batch, last_BL).log_softmax(1).cpu().float()
         return found
 
-    def evaluate(self, model, encoded, tokenizer, *, batch_size, device, precision="fp32", generate=False) -> Evaluation:
+    def evaluate(self, model, encoded, tokenizer, *, batch_size, device, precision="fp32", generate=False):
+        """As in the base class; `generate` costs nothing here and gives all rows as examples."""
         self.tokens(tokenizer)
         scores = self._log_probabilities(model, encoded, tokenizer, batch_size, device, precision)
         targets = torch.tensor([labels[-1] for labels in encoded.rows["labels"]])
@@ -201,13 +198,31 @@ class ClassificationTask(Task):
         return shown.append(f"[[{answer}]]", style="bold green")
 
 
+def _collisions(labels: list[str], firsts: list[list[int]], tokens: Tokens) -> list[Mistake]:
+    """One mistake for each first token that several labels share, or that a label lacks."""
+    shared: dict[tuple[int, ...], list[str]] = {}
+    for label, first in zip(labels, firsts, strict=True):
+        shared.setdefault(tuple(first), []).append(label)
+    return [
+        Mistake(
+            f"labels {', '.join(map(repr, same))} "
+            + (f"begin with the same token {tokens.tokenizer.decode(list(first))!r}" if first else "have no token"),
+            "task.labels",
+            hint=f"give words that begin differently: task.labels.{same[-1]}=WORD, or take task.head=linear",
+        )
+        for first, same in shared.items()
+        if len(same) > 1 or not first
+    ]
+
+
 def _wide(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
 
 
 def _count(rows: Any) -> Counter[str]:
-    """Rows of each label; labels that are numbers become text."""
-    return Counter() if rows is None else Counter(str(label) for label in rows["label"])
+    """Rows of each label, of a stream in its first rows; labels that are numbers become text."""
+    labels = [] if rows is None else rows["label"] if isinstance(rows, Rows) else [r["label"] for r in rows.head(HEAD)]
+    return Counter(str(label) for label in labels)
 
 
 def _order(label: str) -> tuple[bool, int, str]:

@@ -76,10 +76,11 @@ class Quality:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A measurement: metrics by name, and rows as examples, each with row, input, expected, predicted, correct, score."""
+    """A measurement."""
 
     metrics: dict[str, float]
     examples: list[dict[str, Any]] = field(default_factory=list)
+    """Rows, each with row, input, expected, predicted, correct, score."""
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -126,7 +127,7 @@ class Task(ABC):
             self.prepare(self._tokens)
         return self._tokens
 
-    def prepare(self, tokens: Tokens) -> None:
+    def prepare(self, tokens: Tokens) -> None:  # noqa: B027
         """Called once for each tokenizer before it encodes anything."""
 
     @abstractmethod
@@ -142,10 +143,6 @@ class Task(ABC):
             `input_ids` mean that the row has to be left out.
         """
 
-    @abstractmethod
-    def trained_tokens(self, labels: list[int]) -> int:
-        """How many positions of a row are learnt."""
-
     def encode_split(self, rows: Rows, tokenizer: Any) -> Encoded:
         """Encode a split, or read it from the cache, and count it.
 
@@ -158,12 +155,12 @@ class Task(ABC):
         found = encode(rows, lambda row: self.encode(row, tokenizer), key)
         lengths, truncated = found.lengths(), found["truncated"]
         kept = [i for i, length in enumerate(lengths) if length]
-        trained = sum(self.trained_tokens(labels) for labels in found["labels"])
+        trained = sum(label != IGNORE for labels in found["labels"] for label in labels)
         if not trained:
             raise CheckFailed(
                 "no-trainable-tokens",
-                f"none of {len(lengths)} rows has a token to learn ({len(lengths) - len(kept)} were left out as too long"
-                " or empty)",
+                f"none of {len(lengths)} rows has a token to learn; "
+                f"{len(lengths) - len(kept)} were left out as too long or without an answer",
                 "look at the rows with `peft data RECIPE`; raise task.max_length or correct task.completion",
             )
         counts = {
@@ -176,9 +173,9 @@ class Task(ABC):
         columns = Rows(found.table.select([name for name in COLUMNS if name in found.column_names]))
         return Encoded(columns.select(kept) if counts["dropped"] else columns, [lengths[i] for i in kept], counts)
 
-    @abstractmethod
     def weight(self, batch: Mapping[str, Tensor]) -> int:
         """The number of supervised positions in a batch, before any model sees it; equal to `loss(...).weight`."""
+        return int((batch["labels"] != IGNORE).sum())
 
     @abstractmethod
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -37,33 +37,29 @@ def to_batch(rows: list[dict[str, Any]], tokenizer: Any, device: Any, side: str 
     return {name: value.to(device) for name, value in pad(rows, pad_id(tokenizer), side).items()}
 
 
-def end_ids(model: nn.Module, tokenizer: Any) -> list[int]:
-    """Tokens that end an answer: the tokenizer's and those that the checkpoint adds."""
-    of_model = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    of_model = of_model if isinstance(of_model, list) else [of_model]
-    return [token for token in dict.fromkeys([tokenizer.eos_token_id, *of_model]) if token is not None]
-
-
 def decode_greedily(
-    model: nn.Module, prompts: list[Mapping[str, Any]], tokenizer: Any, device: Any, max_new_tokens: int
+    model: nn.Module, prompts: list[list[int]], tokenizer: Any, device: Any, max_new_tokens: int, stops: list[int]
 ) -> list[str]:
     """The likeliest next tokens after each prompt, up to an end token, as text without special tokens.
 
     Args:
         model: A causal language model inside `measuring`.
-        prompts: `{"input_ids"}` each; padded on the left, so that all answers start at the same position.
+        prompts: Token ids; padded on the left, so that all answers start at the same position.
         tokenizer: The model's.
         device: Where the model is.
         max_new_tokens: Longest answer.
+        stops: End tokens, beside those that the checkpoint names.
     """
     from transformers import GenerationConfig
 
-    batch = to_batch([{"input_ids": p["input_ids"], "labels": p["input_ids"]} for p in prompts], tokenizer, device, "left")
+    batch = to_batch([{"input_ids": ids} for ids in prompts], tokenizer, device, "left")
+    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
+    ends = {*stops, *(named if isinstance(named, list) else [named])} - {None}
     settings = GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         use_cache=True,
-        eos_token_id=end_ids(model, tokenizer),
+        eos_token_id=sorted(ends),
         pad_token_id=pad_id(tokenizer),
     )
     out_BL = model.generate(

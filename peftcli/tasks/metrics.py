@@ -59,10 +59,8 @@ def bleu(predicted: list[str], expected: list[str]) -> float:
 
 def answer(pattern: str, text: str) -> str | None:
     """The final answer: the first group of the pattern's last match, or None where it matches nothing."""
-    found = None
-    for found in re.finditer(pattern, text):
-        pass
-    return found.group(1).strip() if found and found.group(1) is not None else None
+    found = list(re.finditer(pattern, text))
+    return found[-1].group(1).strip() if found and found[-1].group(1) is not None else None
 
 
 def same_answer(a: str | None, b: str | None) -> bool:

@@ -149,5 +149,5 @@ def finite(loss: float, grad_norm: float, step: int) -> None:
             raise CheckFailed(
                 "non-finite-loss",
                 f"the {name} is {value} at step {step}",
-                "the checkpoint before it is kept; try a lower optim.lr, optim.clip_norm=0.5 or training.precision=fp32",
+                "the checkpoint before it is kept; try a lower optim.lr or optim.clip_norm, or training.precision=fp32",
             )

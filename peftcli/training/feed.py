@@ -41,7 +41,9 @@ class Feed:
         world: Number of processes.
     """
 
-    def __init__(self, encoded: Encoded, sampler: BatchSampler, config: TrainingConfig, pad_id: int, rank: int, world: int):
+    def __init__(
+        self, encoded: Encoded, sampler: BatchSampler, config: TrainingConfig, pad_id: int, rank: int, world: int
+    ):
         self.encoded, self.sampler, self.pad_id, self.rank, self.world = encoded, sampler, pad_id, rank, world
         self.micro = config.micro_batch_size
         self.steps_per_epoch = sampler.steps_per_epoch
@@ -64,7 +66,9 @@ class StreamFeed:
     The run is one long epoch. Places must be asked for in rising order; the first may be anywhere.
     """
 
-    def __init__(self, stream: Stream, task: Task, tokenizer: Any, config: RunConfig, pad_id: int, rank: int, world: int):
+    def __init__(
+        self, stream: Stream, task: Task, tokenizer: Any, config: RunConfig, pad_id: int, rank: int, world: int
+    ):
         self.stream, self.task, self.tokenizer, self.pad_id = stream, task, tokenizer, pad_id
         self.rank, self.world, self.seed = rank, world, config.seed
         self.size, self.micro = config.training.batch_size, config.training.micro_batch_size

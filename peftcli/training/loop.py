@@ -48,7 +48,17 @@ class Job:
     stop: StopRequest
     measure: Callable[[nn.Module], dict[str, float]] | None
     """Metrics of the validation split; None where there is none."""
+    track: Callable[[dict[str, Any]], None]
+    """Takes the rows of metrics.jsonl elsewhere too."""
     step_seconds: list[float] = field(default_factory=list)
+    first_step_at: float = 0.0
+    """`time.perf_counter()` at the end of this process's first step."""
+
+    def log(self, row: dict[str, Any]) -> None:
+        """A row for metrics.jsonl and the tracker, from the first process."""
+        if self.accelerator.is_main_process:
+            self.run.log(row)
+            self.track(row)
 
 
 def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
@@ -107,8 +117,8 @@ class _StageLoop:
         job.model.train()
         while progress.stage_step < self.stage.steps:
             row, asked = self._step()
-            if progress.step % self.settings.log_every == 0 and job.accelerator.is_main_process:
-                job.run.log(row)
+            if progress.step % self.settings.log_every == 0:
+                job.log(row)
             job.display.step(row)
             last = progress.stage_step == self.stage.steps
             measured = job.measure is not None and self._due(self.settings.eval_every, last)
@@ -147,9 +157,7 @@ class _StageLoop:
         seconds = time.perf_counter() - began
         self._advance(int(tokens), int(rows), seconds)
         return {
-            "step": progress.step,
-            "epoch": round(progress.epoch + progress.position / job.feed.steps_per_epoch, 4),
-            "stage": self.stage.name,
+            **self._place(),
             "loss": total / max(weight, 1.0),
             "grad_norm": norm,
             "lr": lr,
@@ -158,6 +166,10 @@ class _StageLoop:
             "seconds": round(seconds, 4),
             "memory_bytes": memory.held(accelerator.device),
         }, bool(asked)
+
+    def _place(self) -> dict[str, Any]:
+        epoch = self.progress.epoch + self.progress.position / self.job.feed.steps_per_epoch
+        return {"step": self.progress.step, "epoch": round(epoch, 4), "stage": self.stage.name}
 
     def _clip(self, limit: float | None) -> float:
         parameters = list(self.names)
@@ -183,6 +195,7 @@ class _StageLoop:
         progress.rows += rows
         progress.train_seconds += seconds
         self.job.step_seconds.append(seconds)
+        self.job.first_step_at = self.job.first_step_at or time.perf_counter()
         if progress.position == self.job.feed.steps_per_epoch:
             progress.epoch, progress.position = progress.epoch + 1, 0
 
@@ -205,22 +218,16 @@ class _StageLoop:
         metrics = job.measure(job.model)
         job.model.train()
         value = metrics[job.task.best_metric]
-        better = progress.best is None or (value > progress.best if job.task.higher_is_better else value < progress.best)
+        better = progress.best is None or (
+            value > progress.best if job.task.higher_is_better else value < progress.best
+        )
         if better:
             progress.best, progress.best_step, progress.without_better = value, progress.step, 0
         else:
             progress.without_better += 1
         patience = self.settings.early_stopping
         progress.stopped_early = patience is not None and progress.without_better >= patience
-        if job.accelerator.is_main_process:
-            job.run.log(
-                {
-                    "step": progress.step,
-                    "epoch": round(progress.epoch + progress.position / job.feed.steps_per_epoch, 4),
-                    "stage": self.stage.name,
-                    "validation": metrics,
-                }
-            )
+        job.log({**self._place(), "validation": metrics})
         shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
         job.display.say(f"step {progress.step}: validation {shown}" + (", the best so far" if better else ""))
         if progress.stopped_early:
@@ -240,4 +247,3 @@ class _StageLoop:
             checkpoints.save(job.run.checkpoints, checkpoint)
             checkpoints.prune(job.run.checkpoints, self.settings.keep_checkpoints, self.progress.best_step)
         job.accelerator.wait_for_everyone()
-

@@ -122,7 +122,7 @@ def _with_head(splits: Splits) -> Splits:
     return replace(splits, train=Rows.from_list(splits.train.head(HEAD_ROWS)))
 
 
-def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) -> tuple[Feed, int]:
+def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) -> tuple[Feed | StreamFeed, int]:
     """The batches of this process, and the number of optimiser steps of the run."""
     settings, place = config.training, (accelerator.process_index, accelerator.num_processes)
     padding = pad_id(material.tokenizer)
@@ -146,8 +146,8 @@ class Attached:
     model: nn.Module
     method: Method
     probe: dict[str, torch.Tensor]
-    undoes: bool
-    """Switching the adapter off gives the untouched base's outputs."""
+    before: torch.Tensor
+    """The untouched base's outputs on the probe batch."""
     checks: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -163,7 +163,9 @@ def load_model(config: RunConfig, material: Material, accelerator: Accelerator) 
     )
 
 
-def attach(config: RunConfig, loaded: LoadedModel, material: Material, feed: Feed, accelerator: Accelerator) -> Attached:
+def attach(
+    config: RunConfig, loaded: LoadedModel, material: Material, feed: Feed, accelerator: Accelerator
+) -> Attached:
     """Put the adapter in and check that it starts as the base, learns everywhere and can be switched off."""
     device = accelerator.device
     batches = (
@@ -177,14 +179,13 @@ def attach(config: RunConfig, loaded: LoadedModel, material: Material, feed: Fee
         before = checks.outputs(loaded.model, probe)
         seeds.start(config.seed, "init", "adapter")
         model = method.attach(loaded.model, loaded.family).to(device)
-        found = Attached(loaded, model, method, probe, False)
+        found = Attached(loaded, model, method, probe, before)
         dtype = next(loaded.model.parameters()).dtype
         if method.capabilities.identity_at_start:
             share = checks.identity_start(before, checks.outputs(model, probe), dtype)
-            found.checks.append(_passed("identity-start", f"largest difference from the base {share:.2g} of the spread"))
-        if hasattr(model, "disable_adapter"):
-            with model.disable_adapter():
-                found.undoes = torch.equal(before, checks.outputs(model, probe))
+            found.checks.append(
+                _passed("identity-start", f"largest difference from the base {share:.2g} of the spread")
+            )
     if config.training.gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     loss = _probe_loss(material.task, model, accelerator)

@@ -181,7 +181,7 @@ SAMPLES = (
         members=("package/img/google/64/*.png", "package/emoji.json", "package/LICENSE"),
         convert="peftcli.data.samples.images:emoji",
         licence="images Apache-2.0 (Noto), package MIT",
-        about="3,786 emoji of 64x64 pixels in Google's style: image, label (category), fine, name; our 80/20 cut",
+        about="3,781 emoji of 64x64 pixels in Google's style: image, label (9 categories), fine, name; our 80/20 cut",
     ),
     Sample(
         name="emoji-twitter",

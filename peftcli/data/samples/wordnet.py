@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from peftcli.data.samples.text import percentile, write
+from peftcli.data.samples.table import percentile, write
 
 POS = {"n": "noun", "v": "verb", "a": "adj", "s": "adj", "r": "adv"}
 CATEGORIES = (
@@ -37,7 +37,7 @@ def convert(source: Path, out: Path) -> dict:
         notice = [line.lstrip().partition(" ")[2].rstrip() for line in lines if line.startswith("  ")]
     (out / "LICENSE").write_text("\n".join(notice) + "\n", encoding="utf-8")
     for split, rows in parts.items():
-        write(out, split, {key: [row[key] for row in rows] for key in rows[0]})
+        write(out, split, rows)
     counts = {split: len(rows) for split, rows in parts.items()}
     return {"splits": "ours, 90/5/5 by a hash of the synset", "rows": counts, "categories": CATEGORIES}
 

@@ -1,0 +1,1 @@
+"""Every weight trained: the bar for the others."""

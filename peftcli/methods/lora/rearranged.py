@@ -10,9 +10,9 @@ Shapes: R rank, I inputs, O outputs of a matrix.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from torch import nn
 
@@ -36,14 +36,14 @@ class Rearrangement:
         self._weights_OI = {name: model.get_submodule(name).weight.detach().clone() for name in names}
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
-    def start(self, model: PeftModel) -> None:
+    def start(self, model: Any) -> None:
         """Remember the factors' first values; called once the adapter is in."""
         for name, layer, adapter in _layers(model):
             A_RI, B_OR = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
             self._factors[name] = (A_RI.detach().clone(), B_OR.detach().clone())
 
     @torch.no_grad()
-    def undo(self, model: PeftModel) -> None:
+    def undo(self, model: Any) -> None:
         """Give the base its weights back bit for bit and write the change as a LoRA of twice the rank, in place."""
         for name, layer, adapter in _layers(model):
             A_RI, B_OR = layer.lora_A[adapter].weight, layer.lora_B[adapter].weight
@@ -59,7 +59,7 @@ class Rearrangement:
             config.init_lora_weights = True
 
 
-def _layers(model: PeftModel) -> Iterator[tuple[str, LoraLayer, str]]:
+def _layers(model: Any) -> Iterator[tuple[str, LoraLayer, str]]:
     """The adapted modules by the names they have in the base, with the adapter's name."""
     adapter = model.active_adapter
     for name, module in model.get_base_model().named_modules():

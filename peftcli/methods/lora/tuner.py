@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 from peft import LoraConfig, PeftModel
 from torch import nn
@@ -35,15 +36,15 @@ class Method(contract.Method):
                 Mistake(
                     f"method.init={settings.init} moves part of the weight into the adapter, so it needs "
                     "use_dora=false, dropout=0 and bias=none",
-                    hint="dropout would drop that part, and neither DoRA nor a bias can be written as a LoRA of the base",
+                    hint="dropout would drop that part; DoRA or a bias cannot be written as a LoRA of the base",
                 )
             )
         self._rearrangement = Rearrangement(model, names) if moves else None
         config = LoraConfig(
             r=settings.r,
-            lora_alpha=settings.alpha,
+            lora_alpha=settings.alpha,  # type: ignore[arg-type]  # PEFT computes with it as it is
             lora_dropout=settings.dropout,
-            init_lora_weights=True if settings.init == "default" else settings.init,
+            init_lora_weights=True if settings.init == "default" else settings.init,  # type: ignore[arg-type]
             use_dora=settings.use_dora,
             use_rslora=settings.use_rslora,
             bias=settings.bias,
@@ -53,7 +54,7 @@ class Method(contract.Method):
             self._rearrangement.start(wrapped)
         return wrapped
 
-    def finish(self, model: nn.Module) -> None:
+    def finish(self, model: Any) -> None:
         """Give the base back its own weights where the initialisation moved a part of them."""
         if self._rearrangement:
             self._rearrangement.undo(model)

@@ -1,0 +1,1 @@
+"""Every tuner of Hugging Face PEFT, by its own name and arguments."""

@@ -1,0 +1,156 @@
+"""After the last step: quality of the tuned model and of what it is compared with, the saved adapter, the counts."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+from peftcli.artifacts import adapter, lineage
+from peftcli.artifacts.run_folder import RunFolder
+from peftcli.config.schema import RunConfig
+from peftcli.models import loading, precision, roles
+from peftcli.tasks.contract import Encoded, Evaluation
+from peftcli.training import checks, seeds
+from peftcli.training.prepare import Attached, Material
+
+EXAMPLES = 200
+"""Rows that the report shows one by one."""
+
+
+def measurer(
+    material: Material, encoded: Encoded, config: RunConfig, accelerator: Accelerator, generate: bool = False
+) -> Callable[[nn.Module], dict[str, float]]:
+    """A function from the model to its metrics on a split.
+
+    Every process measures the whole split: none waits for another, and all see the same numbers.
+    """
+
+    def measure(model: nn.Module) -> dict[str, float]:
+        return _evaluate(model, material, encoded, config, accelerator, generate).metrics
+
+    return measure
+
+
+def _evaluate(
+    model: nn.Module, material: Material, encoded: Encoded, config: RunConfig, accelerator: Accelerator, generate: bool
+) -> Evaluation:
+    return material.task.evaluate(
+        model, encoded, material.tokenizer, batch_size=config.training.eval_batch_size, device=accelerator.device,
+        precision=precision.choose(config.training.precision, accelerator.device), generate=generate,
+    )  # fmt: skip
+
+
+def evaluate(model: nn.Module, material: Material, config: RunConfig, accelerator: Accelerator) -> Evaluation:
+    """The tuned model on the held-out split, with examples."""
+    _, encoded = material.held_out
+    if encoded is None:
+        return Evaluation({})
+    return _evaluate(model, material, encoded, config, accelerator, generate=True)
+
+
+def untouched(attached: Attached, material: Material, config: RunConfig, accelerator: Accelerator) -> Evaluation | None:
+    """The base as it was, on the held-out split; None where it has no answer of its own (a new head) or is not asked.
+
+    The adapter is switched off where that was seen to give the base's outputs, else the base is loaded again.
+    """
+    _, encoded = material.held_out
+    if not config.training.baselines or encoded is None or material.task.architecture != "causal-lm":
+        return None
+    if _undoes(attached, accelerator):
+        with attached.model.disable_adapter():  # type: ignore[operator]
+            return _evaluate(attached.model, material, encoded, config, accelerator, generate=True)
+    attached.model.to("meta")
+    seeds.start(config.seed, "init", "head")
+    chosen = precision.choose(config.training.precision, accelerator.device)
+    base = loading.load(
+        config.model, chosen, material.task.architecture, material.task.labels, device=str(accelerator.device)
+    )
+    return _evaluate(base.model, material, encoded, config, accelerator, generate=True)
+
+
+def _undoes(attached: Attached, accelerator: Accelerator) -> bool:
+    """Whether switching the adapter off gives the base's outputs, bit for bit."""
+    if not hasattr(attached.model, "disable_adapter"):
+        return False
+    with attached.model.disable_adapter(), accelerator.autocast():
+        return torch.equal(attached.before, checks.outputs(attached.model, attached.probe))
+
+
+def quality(
+    material: Material, config: RunConfig, tuned: Evaluation, base: Evaluation | None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """The quality table and the rows that the report shows one by one, wrong ones first."""
+    split, _ = material.held_out
+    rows = [] if base is None else [{"name": "untouched base", "metrics": base.metrics}]
+    if config.training.baselines:
+        rows += [{"name": q.name, "metrics": q.metrics} for q in material.task.baselines(material.splits)]
+    rows.append({"name": "tuned", "metrics": tuned.metrics})
+    table = {
+        "metric": material.task.best_metric,
+        "higher_is_better": material.task.higher_is_better,
+        "split": split,
+        "rows": rows,
+    }
+    before = {e["row"]: e["predicted"] for e in base.examples} if base else {}
+    examples = [
+        {
+            "row": e["row"],
+            "input": e["input"],
+            "expected": e["expected"],
+            "base": before.get(e["row"]),
+            "tuned": e["predicted"],
+            "correct": e["correct"],
+        }
+        for e in sorted(tuned.examples, key=lambda e: bool(e["correct"]))
+    ]
+    return table, examples[:EXAMPLES]
+
+
+def parameters(attached: Attached) -> dict[str, Any]:
+    """Counts of all and of trained parameters, by role."""
+    total: dict[str, int] = defaultdict(int)
+    trained: dict[str, int] = defaultdict(int)
+    modules: dict[str, set[str]] = defaultdict(set)
+    for name, parameter in attached.model.named_parameters():
+        role = roles.role_of(name, attached.loaded.family) or "other"
+        total[role] += parameter.numel()
+        trained[role] += parameter.numel() if parameter.requires_grad else 0
+        if parameter.requires_grad:
+            modules[role].add(name.split(".lora_")[0].rsplit(".", 1)[0])
+    return {
+        "total": sum(total.values()),
+        "trainable": sum(trained.values()),
+        "by_role": [
+            {"role": role, "modules": len(modules[role]), "total": total[role], "trainable": trained[role]}
+            for role in sorted(total)
+        ],
+    }
+
+
+def save(
+    run: RunFolder, attached: Attached, material: Material, config: RunConfig, tuned: Evaluation
+) -> dict[str, Any]:
+    """Write the adapter, or the whole model of a method that is no adapter; return its place and size."""
+    loaded = attached.loaded
+    about = lineage.collect(
+        attached.model, config, base_id=loaded.base_id, revision=loaded.revision,
+        data_fingerprint=material.splits.fingerprint,
+    )  # fmt: skip
+    metrics = {"tuned": tuned.metrics}
+    if attached.method.saves == "adapter":
+        adapter.save(attached.model, run.adapter, about, metrics)
+        folder = run.adapter
+    else:
+        adapter.save_model(attached.model, material.tokenizer, run.model, about, metrics)
+        folder = run.model
+    return {"path": folder.name, "bytes": _bytes(folder)}
+
+
+def _bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))

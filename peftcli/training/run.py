@@ -1,0 +1,200 @@
+"""A run, from its folder to its report: prepare, check, train, measure, save, tell."""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from peftcli.artifacts import environment
+from peftcli.artifacts.atomic import write_json
+from peftcli.artifacts.run_folder import RunFolder
+from peftcli.config import frozen
+from peftcli.config.errors import CheckFailed, UserError
+from peftcli.config.schema import RunConfig
+from peftcli.training import checkpoints, checks, closing, memory, prepare, trackers
+from peftcli.training.checkpoints import Progress
+from peftcli.training.display import Display
+from peftcli.training.loop import Job, Stopped, train
+from peftcli.training.prepare import Attached, Material
+from peftcli.training.signals import StopRequest
+
+CUT = {"truncated": "cut to the longest length", "dropped": "left out as too long or empty"}
+
+
+def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
+    """Train the run in a folder to its end, from its newest checkpoint where it has one.
+
+    Args:
+        folder: A run folder with its frozen config.
+        quiet: Nothing on the screen but mistakes.
+
+    Returns:
+        The report; `report["run"]["status"]` is `done` or `stopped`. Processes other than the first return `{}`.
+
+    Raises:
+        UserError: A mistake that shows only with the data or the model at hand.
+        CheckFailed: A named check stopped the run; the report says which.
+    """
+    began = time.perf_counter()
+    run = RunFolder.open(folder)
+    config = frozen.load(run.config)
+    prepare.use_cores(config.launch)
+    accelerator = prepare.build_accelerator(config)
+    display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
+    session = _Session(run, config, accelerator, display, began)
+    try:
+        with StopRequest() as stop:
+            return session.go(stop)
+    except CheckFailed as failure:
+        session.failed(failure)
+        raise
+    finally:
+        display.close()
+
+
+class _Session:
+    """What the parts of a run share."""
+
+    def __init__(self, run: RunFolder, config: RunConfig, accelerator: Accelerator, display: Display, began: float):
+        self.run, self.config, self.accelerator, self.display = run, config, accelerator, display
+        self.began = began
+        self.main = accelerator.is_main_process
+        self.checks: list[dict[str, Any]] = []
+
+    def go(self, stop: StopRequest) -> dict[str, Any]:
+        """All of it."""
+        resumed = checkpoints.latest(self.run.checkpoints)
+        if self.main:
+            self.run.cut(resumed.progress.step if resumed else 0)
+            write_json(self.run.environment, {**environment.describe(), "seed": self.config.seed})
+        material, attached, job = self._prepare(stop)
+        if resumed:
+            self.display.say(f"continuing after step {resumed.progress.step}")
+        frozen_before = checks.fingerprints(attached.model)
+        try:
+            progress = train(job, resumed)
+        except Stopped:
+            self.display.say(f"stopped by {stop.name or 'a signal to another process'}; a checkpoint is on disk")
+            return self._stopped()
+        self._check_frozen(frozen_before, attached, job)
+        _leave_group(self.accelerator)
+        return self._finish(material, attached, job, progress) if self.main else {}
+
+    def _prepare(self, stop: StopRequest) -> tuple[Material, Attached, Job]:
+        with self.accelerator.main_process_first():
+            material = prepare.load_material(self.config)
+        self._show(material)
+        loaded = prepare.load_model(self.config, material, self.accelerator)
+        self.loaded_bytes = memory.held(self.accelerator.device)
+        feed, steps = prepare.build_feed(self.config, material, self.accelerator)
+        attached = prepare.attach(self.config, loaded, material, feed, self.accelerator)
+        self.checks += attached.checks
+        trained = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+        whole = sum(p.numel() for p in attached.model.parameters())
+        self.display.say(f"{trained:,} of {whole:,} parameters are trained ({trained / whole:.2%}); {steps} steps")
+        self.display.steps = steps
+        tracker = trackers.start(self.accelerator, self.config, self.run)
+        job = Job(
+            self.config, attached.model, attached.method, material.task, feed, steps, self.accelerator, self.run,
+            self.display, stop, self._measure(material), tracker,
+        )  # fmt: skip
+        return material, attached, job
+
+    def _show(self, material: Material) -> None:
+        """What the model will see, said once: notes, counts, one row with its mask."""
+        for note in material.splits.notes:
+            self.display.say(f"note: {note}")
+        for name, counts in material.counts().items():
+            parts = [f"{counts['rows']} rows", f"{counts['tokens']:,} tokens", f"{counts['trained_tokens']:,} learnt"]
+            parts += [f"{counts[key]} {word}" for key, word in CUT.items() if counts[key]]
+            self.display.say(f"{name}: {', '.join(parts)}")
+        first = (
+            material.train.rows[0]
+            if not isinstance(material.train, prepare.Stream)
+            else material.task.encode(material.train.head(1)[0], material.tokenizer)
+        )
+        self.display.say("one row, what is learnt in [[ ]]: " + material.task.show(first, material.tokenizer).plain)
+        self.checks.append({"name": "no-trainable-tokens", "passed": True, "detail": "every split has tokens to learn"})
+
+    def _measure(self, material: Material):
+        if material.validation is None:
+            return None
+        return closing.measurer(material, material.validation, self.config, self.accelerator)
+
+    def _check_frozen(self, before: dict[str, int], attached: Attached, job: Job) -> None:
+        trained = {n for n, p in attached.model.named_parameters() if p.requires_grad}
+        compared = checks.frozen_moved(before, attached.model, trained)
+        self.checks.append(
+            {"name": "frozen-moved", "passed": True, "detail": f"{compared} frozen tensors kept their bits"}
+        )
+
+    def _finish(self, material: Material, attached: Attached, job: Job, progress: Progress) -> dict[str, Any]:
+        attached.method.finish(attached.model)
+        first = self.checks
+        report = {
+            "run": {**self._identity("done"), "steps": progress.step, "stopped_early": progress.stopped_early},
+            "parameters": closing.parameters(attached),
+            "checks": first,
+            "figures": attached.method.figures(attached.model),
+        }
+        self.display.say("training is done; measuring on held-out rows")
+        tuned = closing.evaluate(attached.model, material, self.config, self.accelerator)
+        artifact = closing.save(self.run, attached, material, self.config, tuned)
+        report["adapter"] = artifact
+        base = closing.untouched(attached, material, self.config, self.accelerator)
+        report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
+        report["data"] = {**material.counts(), "notes": material.splits.notes}
+        report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": memory.peak(self.accelerator.device)}
+        report["time"] = self._times(job, progress)
+        return self._write(report)
+
+    def _times(self, job: Job, progress: Progress) -> dict[str, float]:
+        steps = job.step_seconds or [0.0]
+        seconds = max(progress.train_seconds, 1e-9)
+        return {
+            "total_seconds": time.perf_counter() - self.began,
+            "train_seconds": progress.train_seconds,
+            "first_step_seconds": job.first_step_at - self.began if job.first_step_at else 0.0,
+            "median_step_seconds": median(steps),
+            "rows_per_second": progress.rows / seconds,
+            "tokens_per_second": progress.tokens / seconds,
+        }
+
+    def _identity(self, status: str) -> dict[str, Any]:
+        created = time.strftime("%Y-%m-%dT%H:%M:%S", time.localtime(self.run.config.stat().st_mtime))
+        name, seed = self.config.name, self.config.seed
+        return {"name": name, "id": self.run.name, "created": created, "status": status, "seed": seed}
+
+    def _stopped(self) -> dict[str, Any]:
+        return self._write({"run": self._identity("stopped"), "checks": self.checks}) if self.main else {}
+
+    def failed(self, failure: CheckFailed) -> None:
+        """Leave a report that says which check stopped the run, where the disk allows it."""
+        if not self.main:
+            return
+        row = {"name": failure.check, "passed": False, "detail": failure.what}
+        try:
+            self._write({"run": self._identity("failed"), "checks": [*self.checks, row]})
+        except (CheckFailed, UserError) as error:
+            self.display.say(f"the report could not be written either: {error}")
+
+    def _write(self, report: dict[str, Any]) -> dict[str, Any]:
+        from peftcli.reports import page
+
+        self.run.write_report(report)
+        page.write(self.run.path)
+        return report
+
+
+def _leave_group(accelerator: Accelerator) -> None:
+    """Training is over for all processes; what follows needs only the first."""
+    accelerator.wait_for_everyone()
+    if accelerator.num_processes > 1:
+        torch.distributed.destroy_process_group()
+    gc.collect()

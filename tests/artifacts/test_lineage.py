@@ -1,0 +1,58 @@
+"""The base's hash: the same in every wrapping and dtype, another for every other base."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+
+from peftcli.artifacts import lineage
+from tests.artifacts.conftest import adapted, run_config, tiny
+
+Q_AND_V = [f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in (0, 1) for name in "qv"]
+
+
+def test_the_wrapped_and_the_untouched_base_have_the_same_tensors_and_hash():
+    base = tiny()
+    names, hashed = set(base.state_dict()), lineage.digests(base)
+    model = adapted(base, modules_to_save=["lm_head"])
+    assert set(lineage.base_tensors(model)) == names
+    assert lineage.adapted(model) == Q_AND_V
+    assert lineage.digests(model) == hashed
+
+
+def test_the_hash_does_not_depend_on_dtype_or_layout_but_on_content_shape_and_name():
+    assert lineage.hash_tensors(tiny(), Q_AND_V) == lineage.hash_tensors(tiny(dtype=torch.bfloat16), Q_AND_V)
+    assert lineage.hash_tensors(tiny(), Q_AND_V) == lineage.hash_tensors(tiny(), reversed(Q_AND_V))
+    turned, other = tiny(), tiny(seed=1)
+    weight = turned.model.layers[0].self_attn.q_proj.weight
+    weight.data = weight.data.t().contiguous().t()
+    assert lineage.hash_tensors(turned, Q_AND_V) == lineage.hash_tensors(tiny(), Q_AND_V)
+    assert lineage.hash_tensors(other, Q_AND_V) != lineage.hash_tensors(tiny(), Q_AND_V)
+    flat = tiny()
+    flat.model.layers[0].self_attn.q_proj.weight.data = flat.model.layers[0].self_attn.q_proj.weight.data.flatten()
+    assert lineage.hash_tensors(flat, Q_AND_V) != lineage.hash_tensors(tiny(), Q_AND_V)
+    assert lineage.hash_tensors(tiny(), Q_AND_V[:3]) != lineage.hash_tensors(tiny(), Q_AND_V)
+
+
+def test_a_method_that_rearranges_the_base_is_hashed_before_it_does():
+    base = tiny()
+    before = lineage.digests(base)
+    settings = LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj", "v_proj"], init_lora_weights="pissa")
+    model = get_peft_model(base, settings)
+    said = {"base_id": "tiny", "revision": None, "data_fingerprint": ""}
+    naive = lineage.collect(model, run_config(), **said)
+    right = lineage.collect(model, run_config(), **said, base=before)
+    assert right["base"]["hash"] == lineage.hash_tensors(tiny(), Q_AND_V) != naive["base"]["hash"]
+    assert list(right["base"]["tensors"]) == Q_AND_V
+
+
+def test_the_config_hash_follows_the_experiment_and_not_its_place():
+    here = lineage.config_hash(run_config("runs", name="a"))
+    assert lineage.config_hash(run_config("elsewhere", name="b")) == here
+    assert lineage.config_hash(run_config("runs", seed=1)) != here
+
+
+@pytest.mark.parametrize("names", [["nothing.here"], []])
+def test_a_tensor_that_the_base_lacks_differs_from_every_digest(names):
+    assert lineage.digests(tiny(), names) == dict.fromkeys(names, "")
