@@ -40,14 +40,14 @@ def save(model: PeftModel, folder: Path, lineage: dict[str, Any], metrics: dict[
         UserError: The folder cannot be written to.
         CheckFailed: `disk-full` or `write-failed`; an earlier adapter there is unchanged.
     """
-    lineage = _portable(lineage)
+    lineage = portable(lineage)
     config = model.peft_config["default"]
     kind, base_class = str(getattr(config.peft_type, "value", "")), type(model.get_base_model()).__name__
     config.base_model_name_or_path = lineage["base"]["id"]
     config.revision = lineage["base"]["revision"]
     with atomic.folder(folder) as partial:
         # "auto" would ask the hub whether the vocabulary was resized; bases are never resized here.
-        model.save_pretrained(partial, selected_adapters=["default"], save_embedding_layers=False)
+        model.save_pretrained(str(partial), selected_adapters=["default"], save_embedding_layers=False)
         _sort_sets(partial / CONFIG, config)
         describe(partial, lineage, card.adapter(lineage, kind, base_class, metrics))
 
@@ -74,7 +74,7 @@ def load(base_model: nn.Module, folder: Path, *, force: bool = False, is_trainab
         what = f"{folder} does not fit this base: {' '.join(str(error).split())[:600]}"
         raise CheckFailed("adapter-keys", what, "load it on the base that its model card names") from error
     _check_keys(model, names, folder)
-    model.forced_base = different
+    model.forced_base = different  # type: ignore[assignment]
     return model
 
 
@@ -111,11 +111,10 @@ def base_differences(base_model: nn.Module, folder: Path, *, force: bool = False
     Raises:
         CheckFailed: `base-mismatch`.
     """
-    path = folder / LINEAGE
-    if not path.is_file():
+    if not (folder / LINEAGE).is_file():
         log.warning("%s has no %s: nothing says which base weights it was trained on", folder, LINEAGE)
         return []
-    base = json.loads(path.read_text(encoding="utf-8"))["base"]
+    base = read_lineage(folder)["base"]
     now = digests(base_model, base["tensors"])
     different = [name for name, digest in base["tensors"].items() if now[name] != digest]
     if not different:
@@ -132,6 +131,18 @@ def base_differences(base_model: nn.Module, folder: Path, *, force: bool = False
     if dtype != base["dtype"] and "float16" in (dtype, base["dtype"]):
         hint += f". It was {base['dtype']} and is now {dtype}: float16 rounds differently, load float32 or bfloat16"
     raise CheckFailed("base-mismatch", what, hint)
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """The lineage in an adapter's or a model's folder.
+
+    Raises:
+        UserError: It is missing or damaged.
+    """
+    try:
+        return json.loads((folder / LINEAGE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(Mistake(f"{folder / LINEAGE} cannot be read: {error}")) from None
 
 
 def tensor_names(path: Path) -> set[str]:
@@ -171,7 +182,7 @@ def save_model(
     metrics: dict[str, dict[str, float]],
 ) -> None:
     """Write a whole model as a plain Transformers folder, with lineage and card. Arguments and errors as `save`."""
-    lineage = _portable(lineage)
+    lineage = portable(lineage)
     with atomic.folder(folder) as partial:
         write_model(model, tokenizer, partial)
         describe(partial, lineage, card.model(lineage, type(model).__name__, metrics))
@@ -195,9 +206,10 @@ def load_model(kind: type[PreTrainedModel], folder: Path, **arguments: Any) -> P
     for part in folder.glob("*.safetensors"):
         tensor_names(part)
     with _quiet():
-        model, found = kind.from_pretrained(
+        both: Any = kind.from_pretrained(
             str(folder), output_loading_info=True, use_safetensors=True, trust_remote_code=False, **arguments
         )
+    model, found = both
     _complain(folder, found["missing_keys"], found["unexpected_keys"], found["mismatched_keys"])
     return model
 
@@ -239,7 +251,7 @@ def _quiet() -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _portable(lineage: dict[str, Any]) -> dict[str, Any]:
+def portable(lineage: dict[str, Any]) -> dict[str, Any]:
     """The lineage without paths, which would tell strangers about this machine and mean nothing on theirs."""
     return lineage | {"base": lineage["base"] | {"id": _name(lineage["base"]["id"])}}
 

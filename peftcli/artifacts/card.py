@@ -40,7 +40,7 @@ def _card(
     tags = ["peftcli", lineage["method"]]
     facts = {
         "base model": base["id"] + (f" at {base['revision']}" if base["revision"] else ""),
-        "base weights (SHA-256)": base["hash"],
+        "base weights (SHA-256)": base["hash"] or "not recorded",
         "method": lineage["method"],
         "training rows (fingerprint)": lineage["data_fingerprint"],
         "config (SHA-256)": lineage["config_hash"],

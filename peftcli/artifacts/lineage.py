@@ -41,17 +41,20 @@ def collect(
         revision: Its revision, where it has one.
         data_fingerprint: Of the rows it was trained on.
         base: `digests` taken before the adapter was attached, where the method rearranges the base; more than the
-            adapted tensors may be in it.
+            adapted tensors may be in it. A whole model that was trained has no base left to hash: without this, the
+            lineage of one says nothing about its base's weights.
     """
-    names = adapted(model)
-    base = digests(model, names) if base is None else {name: base[name] for name in names}
+    if base is not None:
+        base = {name: base[name] for name in adapted(model)}
+    else:
+        base = digests(model, adapted(model)) if isinstance(model, PeftModel) else {}
     return {
         "package": "peftcli",
         "package_version": peftcli.__version__,
         "base": {
             "id": base_id,
             "revision": revision,
-            "hash": combined(base),
+            "hash": combined(base) if base else None,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
             "tensors": base,
         },
@@ -127,7 +130,7 @@ def _digest(tensor: Tensor) -> str:
         tensor = tensor.to(torch.bfloat16)
     content = hashlib.sha256(str(tuple(tensor.shape)).encode())
     if tensor.numel():
-        content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        content.update(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return content.hexdigest()
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from peft import PeftModel
@@ -79,8 +79,9 @@ def merge(
     """
     if not probes:
         raise UserError(Mistake("a merge is checked on real inputs and there are none", hint="give it rows to compare"))
-    kind, forced = type(model.get_base_model()), getattr(model, "forced_base", [])
-    dtype = dtype or next(model.get_base_model().parameters()).dtype
+    base: Any = model.get_base_model()
+    kind, forced = type(base), getattr(model, "forced_base", [])
+    dtype = dtype or next(base.parameters()).dtype
     tuned_NV = outputs(model, probes)
     with model.disable_adapter():
         base_NV = outputs(model, probes)
@@ -90,12 +91,13 @@ def merge(
     found = {"merge": check(compare(outputs(merged, probes), tuned_NV, base_NV), tolerance, "merged", dtype)}
     with atomic.folder(folder) as partial:
         adapter.write_model(merged, tokenizer, partial)
-        merged.to("meta")  # room for the copy that is read back
+        cast(nn.Module, merged).to("meta")  # room for the copy that is read back
         again = adapter.load_model(kind, partial, dtype=dtype)
         found["reload"] = check(compare(outputs(again, probes), tuned_NV, base_NV), tolerance, "saved", dtype)
-        report = {name: asdict(drift) for name, drift in found.items()}
+        report: dict[str, Any] = {name: asdict(drift) for name, drift in found.items()}
         report |= {"dtype": str(dtype).removeprefix("torch."), "forced_base": forced}
-        adapter.describe(partial, lineage | {"merged": report}, card.model(lineage, kind.__name__, metrics or {}))
+        lineage = adapter.portable(lineage) | {"merged": report}
+        adapter.describe(partial, lineage, card.model(lineage, kind.__name__, metrics or {}))
     return report
 
 
@@ -108,14 +110,14 @@ def merged_in_float32(model: PeftModel) -> PreTrainedModel:
         UserError: This kind of adapter has no merged form.
         CheckFailed: `merge-drift`, the merged weights are not finite.
     """
-    kind = str(getattr(model.peft_type, "value", model.peft_type))
-    if not hasattr(model.base_model, "merge_and_unload"):
+    kind, tuner = str(getattr(model.peft_type, "value", model.peft_type)), cast(Any, model.base_model)
+    if not hasattr(tuner, "merge_and_unload"):
         hint = "use the adapter folder itself, with PeftModel.from_pretrained"
         raise UserError(
             Mistake(f"an adapter of type {kind} cannot be merged: it is not a change of weights", hint=hint)
         )
     try:
-        for layer in _outermost(model.base_model.model):
+        for layer in _outermost(tuner.model):
             dtypes = {name: tensor.dtype for name, tensor in layer.get_base_layer().named_parameters()}
             layer.float()
             layer.merge(safe_merge=True)
@@ -123,7 +125,7 @@ def merged_in_float32(model: PeftModel) -> PreTrainedModel:
                 tensor.data = tensor.data.to(dtypes[name])
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="All adapters are already merged")
-            return model.base_model.merge_and_unload()
+            return tuner.merge_and_unload()
     except NotImplementedError as error:
         raise UserError(Mistake(f"an adapter of type {kind} cannot be merged: {error}")) from error
     except ValueError as error:
@@ -182,9 +184,9 @@ def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drif
     return drift
 
 
-def _outermost(model: nn.Module) -> list[BaseTunerLayer]:
+def _outermost(model: nn.Module) -> list[Any]:
     """The adapter's layers, without those inside another."""
-    found: dict[str, BaseTunerLayer] = {}
+    found: dict[str, Any] = {}
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer) and not any(name.startswith(f"{outer}.") for outer in found):
             found[name] = module

@@ -11,6 +11,8 @@ import typer
 from peftcli.data.samples import catalog, store
 from peftcli.data.samples.catalog import MB
 
+WIDE = 120  # columns that leave room for what each sample is
+
 app = typer.Typer(help="Fetch, list, verify and remove sample weights and data.", no_args_is_help=True)
 
 
@@ -49,15 +51,19 @@ def list_samples(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, caption=f"folder: {store.home()}", caption_justify="left")
+    console = Console()
+    wide = console.width >= WIDE
+    table = Table(box=box.SIMPLE_HEAD)
     table.add_column("sample", no_wrap=True)
     table.add_column("state", no_wrap=True)
     table.add_column("MB", justify="right", no_wrap=True)
-    table.add_column("what it is")
     table.add_column("licence, as its package states it")
+    if wide:
+        table.add_column("what it is")
     for row in rows:
-        table.add_row(row["name"], row["state"], _megabytes(row), row["about"], row["licence"])
-    Console().print(table)
+        table.add_row(row["name"], row["state"], _megabytes(row), row["licence"], *([row["about"]] if wide else []))
+    console.print(table)
+    typer.echo(f"folder: {store.home()}")
 
 
 @app.command()

@@ -14,7 +14,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.defaults_list import DefaultsList, create_defaults_list
 from hydra.core.default_element import ResultDefault
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException
+from hydra.errors import HydraException, MissingConfigException
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -25,7 +25,7 @@ from peftcli.config.paths import shipped
 from peftcli.config.rules import conflicts, two_batch_sizes
 from peftcli.config.schema import RunConfig
 from peftcli.config.sources import RECIPE, Repository
-from peftcli.config.validate import UNREADABLE, validate
+from peftcli.config.validate import UNREADABLE, chosen_settings, schema_defaults, validate
 from peftcli.config.yaml_files import YamlFile, shown
 
 UNIONS = frozenset({"method", "task"})
@@ -68,11 +68,11 @@ def compose(recipe: str, lines: list[str] | tuple[str, ...] = ()) -> Composed:
     draft = _Draft(path, list(lines))
     draft.collect()
     draft.apply_values()
-    tree = draft.resolve()
-    choices = catalog.groups(path.parent / "configs")
-    checked = validate(tree, draft.origin, choices)
-    mistakes = draft.mistakes + checked.mistakes + conflicts(checked) + two_batch_sizes(checked)
-    if mistakes:
+    checked = validate(draft.resolve(), draft.origin, draft.groups, frozenset(draft.undecided))
+    found = checked.mistakes + conflicts(checked) + two_batch_sizes(checked)
+    if not draft.is_readable:  # what a file may have said is unknown, so that only overrides can be judged
+        found = [mistake for mistake in found if mistake.where.startswith("override ")]
+    if mistakes := draft.mistakes + found:
         raise UserError(*dict.fromkeys(mistakes))
     if not checked.config.name:
         checked.config.name, checked.origins["name"] = path.stem, f"name of {shown(path)}"
@@ -92,9 +92,9 @@ def find_recipe(recipe: str) -> Path:
         return known[recipe]
     path = Path(recipe)
     if path.suffix in (".yaml", ".yml"):
-        beside = [str(file.relative_to(path.parent)) for file in path.parent.glob("*.y*ml")]
-        close = nearest(path.name, beside)
-        near = str(path.parent / close) if close else nearest(recipe.removesuffix(path.suffix), known)
+        beside = {file.stem: file for file in path.parent.glob("*.y*ml")}
+        close = nearest(path.stem, beside)
+        near = str(beside[close]) if close else nearest(recipe.removesuffix(path.suffix), known)
         raise UserError(Mistake(f"there is no recipe file {recipe}", nearest=near, hint="list recipes with: peft ls"))
     raise UserError(unknown("recipe", recipe, known, hint="or give the path of a YAML file"))
 
@@ -110,7 +110,14 @@ class _Draft:
         self.config = OmegaConf.create()
         self.folders = [folder for folder in (path.parent / "configs", shipped("configs")) if folder.is_dir()]
         self.repository = Repository(path, self.folders)
+        self.groups = catalog.groups(path.parent / "configs")
         self.overrides = overrides.Overrides()
+        self.undecided: set[str] = set()
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether every file was YAML."""
+        return all(file.is_readable for file in self.repository.files.values())
 
     def origin(self, key: str) -> str:
         """Where a key, or the closest key above it, was written."""
@@ -124,6 +131,7 @@ class _Draft:
         listed = own.overrides.known_choices if own else {}
         self.overrides = overrides.sort(self.lines, self.repository, set(listed))
         self.mistakes += self.overrides.mistakes
+        self.undecided |= self.overrides.undecided
         if self.overrides.choices:
             self._leave_out_other_unions(listed)
             own = self._defaults(self.overrides.choices) or own
@@ -134,7 +142,7 @@ class _Draft:
             self.mistakes += file.mistakes
 
     def _leave_out_other_unions(self, listed: dict[str, str | None]) -> None:
-        recipe = self.repository.files[RECIPE]
+        recipe = self.repository.files.get(RECIPE, YamlFile(self.path))
         replaced = {
             choice.key_or_group: choice
             for choice in self.overrides.choices
@@ -174,17 +182,19 @@ class _Draft:
             for listed_group, listed_choice, line in file.choices:
                 if listed_choice.removesuffix(".yaml") == choice and listed_group in (group, ""):
                     place = f"{shown(file.path)}:{line}"
-        if group:
+        if group in self.groups:
+            self.undecided.add(group)
             self.mistakes.append(unknown(group, choice, tuple(error.options or ()), place))
-        else:
-            groups = tuple(catalog.groups(self.path.parent / "configs"))
-            hint = "an entry of the defaults list is `- GROUP: CHOICE`"
-            self.mistakes.append(replace(unknown("entry of the defaults list", choice, groups, place), hint=hint))
+            return
+        hint = "an entry of the defaults list is `- GROUP: CHOICE`"
+        mistake = replace(unknown("group", group or choice, self.groups, place), hint=hint)
+        self.undecided.add(mistake.nearest)
+        self.mistakes.append(mistake)
 
     def _merge(self, default: ResultDefault) -> None:
         name = str(default.config_path).removesuffix(".yaml")
         result = self.repository.load_config(name)
-        if result is None:
+        if result is None or name in self.repository.stubs:
             return
         package = default.package if default.package is not None else result.header.get("package") or ""
         content = OmegaConf.create()
@@ -213,14 +223,17 @@ class _Draft:
         for override in self.overrides.values:
             place = overrides.where(override)
             # The schema says which keys there are, so a key that no file mentions needs no plus sign.
-            forced = replace(override, type=OverrideType.FORCE_ADD) if override.type is OverrideType.CHANGE else override
+            forced = override if override.is_delete() else replace(override, type=OverrideType.FORCE_ADD)
+            key = override.key_or_group
+            if problem := self._cannot_apply(override):
+                self.mistakes.append(problem)
+                continue
             try:
                 ConfigLoaderImpl._apply_overrides_to_config([forced], self.config)
-            except (ConfigCompositionException, OmegaConfBaseException, ValueError, AssertionError) as error:
+            except (HydraException, OmegaConfBaseException, ValueError, AssertionError) as error:
                 reason = error.__cause__ or error
                 self.mistakes.append(Mistake(" ".join(str(reason).split()), place))
                 continue
-            key = override.key_or_group
             if override.is_delete():
                 self._forget(key)
                 continue
@@ -235,22 +248,40 @@ class _Draft:
             for length in range(1, len(parts)):
                 self.origins.setdefault(".".join(parts[:length]), place)
 
+    def _cannot_apply(self, override: Override) -> Mistake | None:
+        """What a prefix asks for and the recipe does not allow, in our words rather than Hydra's."""
+        key, place = override.key_or_group, overrides.where(override)
+        if override.package is not None:
+            return unknown("group", key, self.groups, place)
+        there = key in self.origins
+        if override.is_delete() and not there:
+            return replace(unknown("key to take away", key, self.origins, place), allowed=())
+        if override.type is OverrideType.ADD and there and not isinstance(override.value(), dict | list):
+            return Mistake(f"{key} already has a value", place, hint=f"write {key}=... without the plus sign")
+        return None
+
     def resolve(self) -> dict[str, Any]:
         """The merged values as plain dicts and lists; what cannot be resolved is noted and marked unreadable."""
-        return self._resolved(self.config, "")
+        chosen = chosen_settings(OmegaConf.to_container(self.config, resolve=False))  # type: ignore[arg-type]
+        # Defaults of the schema are there for `${...}` to refer to, but not as values that someone wrote.
+        filled = OmegaConf.merge(schema_defaults(chosen), self.config)
+        tree = self._resolved(filled, self.config, "")
+        return tree | {group: UNREADABLE for group in UNIONS & self.undecided}
 
-    def _resolved(self, node: Any, path: str) -> Any:
+    def _resolved(self, node: Any, own: Any, path: str) -> Any:
         if isinstance(node, DictConfig):
-            return {str(key): self._item(node, key, f"{path}.{key}".lstrip(".")) for key in node}
-        return [self._item(node, position, f"{path}.{position}") for position in range(len(node))]
+            keys = own.keys() if isinstance(own, DictConfig) and not _is_reference(own) else node.keys()
+            return {str(key): self._item(node, own, key, f"{path}.{key}".lstrip(".")) for key in keys}
+        return [self._item(node, own, position, f"{path}.{position}") for position in range(len(node))]
 
-    def _item(self, node: DictConfig | ListConfig, key: Any, path: str) -> Any:
+    def _item(self, node: DictConfig | ListConfig, own: Any, key: Any, path: str) -> Any:
         try:
             if OmegaConf.is_missing(node, key):
                 self.mistakes.append(Mistake(f"{path} is ???: it has no value yet", self.origin(path)))
                 return UNREADABLE
             value = node[key]
-            return self._resolved(value, path) if isinstance(value, DictConfig | ListConfig) else value
+            below = own._get_node(key) if isinstance(own, DictConfig) and not _is_reference(own) else None
+            return self._resolved(value, below, path) if isinstance(value, DictConfig | ListConfig) else value
         except (OmegaConfBaseException, RecursionError) as error:
             reason = str(error).splitlines()[0] if str(error) else "it refers to itself"
             self.mistakes.append(Mistake(f"{path} cannot be resolved: {reason}", self.origin(path)))

@@ -35,7 +35,7 @@ def load(path: Path) -> RunConfig:
     file = yaml_files.read(Path(path))
     if file.mistakes:
         raise UserError(*file.mistakes)
-    checked = validate(file.content, file.where, {})
+    checked = validate(file.content, file.where)
     if mistakes := checked.mistakes + conflicts(checked):
         raise UserError(*dict.fromkeys(mistakes))
     return checked.config

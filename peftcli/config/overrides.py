@@ -14,11 +14,12 @@ from peftcli.config.sources import Repository
 
 @dataclass
 class Overrides:
-    """The readable overrides, in two kinds, and what was wrong with the others."""
+    """The readable overrides, in two kinds, what was wrong with the others, and the groups they meant to choose."""
 
     choices: list[Override] = field(default_factory=list)
     values: list[Override] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
+    undecided: set[str] = field(default_factory=set)
 
 
 def where(override: Override) -> str:
@@ -49,6 +50,7 @@ def sort(lines: list[str], repository: Repository, listed: set[str]) -> Override
             found.values.append(override)
         elif (mistake := _wrong_choice(override, repository)) is not None:
             found.mistakes.append(mistake)
+            found.undecided.add(override.key_or_group)
         else:
             unlisted = override.type == OverrideType.CHANGE and override.get_key_element() not in listed
             found.choices.append(replace(override, type=OverrideType.ADD) if unlisted else override)

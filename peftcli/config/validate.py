@@ -41,22 +41,34 @@ class Checked:
     mistakes: list[Mistake] = field(default_factory=list)
 
 
-def validate(tree: dict[str, Any], origin: Callable[[str], str], choices: dict[str, list[str]]) -> Checked:
+def validate(
+    tree: dict[str, Any],
+    origin: Callable[[str], str],
+    choices: dict[str, list[str]] | None = None,
+    undecided: frozenset[str] = frozenset(),
+) -> Checked:
     """Build the `RunConfig` of a composed tree.
 
     Args:
         tree: Nested dicts, lists and scalars.
         origin: Where a dotted key, or the closest key above it, was written.
         choices: The choices of every group, to name them where a group is missing.
+        undecided: Groups whose choice was already named as a mistake; what they lack is not named again.
     """
-    checker = _Checker(origin, choices, _chosen(tree))
+    checker = _Checker(origin, choices or {}, chosen_settings(tree), undecided)
     config = checker.settings(RunConfig, tree, "")
     return Checked(config, checker.origins, checker.mistakes)
 
 
 class _Checker:
-    def __init__(self, origin: Callable[[str], str], choices: dict[str, list[str]], chosen: dict[str, type]):
-        self.origin, self.choices, self.chosen = origin, choices, chosen
+    def __init__(
+        self,
+        origin: Callable[[str], str],
+        choices: dict[str, list[str]],
+        chosen: dict[str, type],
+        undecided: frozenset[str],
+    ):
+        self.origin, self.choices, self.chosen, self.undecided = origin, choices, chosen, undecided
         self.origins: dict[str, str] = {}
         self.mistakes: list[Mistake] = []
 
@@ -85,7 +97,8 @@ class _Checker:
         if is_dataclass(default) and not isinstance(default, type):
             return self.settings(type(default), {}, path)
         if default is MISSING or default is REQUIRED:
-            self.mistakes.append(self._missing(annotation, path))
+            if path.partition(".")[0] not in self.undecided:
+                self.mistakes.append(self._missing(annotation, path))
             return UNREADABLE
         self.origins[path] = SCHEMA_DEFAULT
         return default
@@ -93,8 +106,7 @@ class _Checker:
     def _missing(self, annotation: Any, path: str) -> Mistake:
         place = self.origin(path)
         if path in self.choices:
-            first = self.choices[path][0] if self.choices[path] else "NAME"
-            hint = f"add `- {path}: {first}` to the recipe's defaults list, or {path}={first} on the command line"
+            hint = f"add `- {path}: NAME` to the recipe's defaults list, or {path}=NAME on the command line"
             return Mistake(f"the recipe has no {path}", place, tuple(self.choices[path]), hint=hint)
         return Mistake(f"{path} is missing; it takes {expected(annotation)}", place, names(annotation))
 
@@ -154,7 +166,7 @@ class _Checker:
                 if value is None:
                     return None
                 continue
-            trial = _Checker(self.origin, self.choices, self.chosen)
+            trial = _Checker(self.origin, self.choices, self.chosen, self.undecided)
             found = trial.value(member, value, path)
             if not trial.mistakes:
                 return found
@@ -236,7 +248,7 @@ class _Checker:
         return Mistake(f"unknown key {full!r}", place, tuple(sorted(known)), near)
 
 
-def _chosen(tree: dict[str, Any]) -> dict[str, type]:
+def chosen_settings(tree: dict[str, Any]) -> dict[str, type]:
     """The settings classes of the tree's method and task, where it names real ones."""
     method, task = tree.get("method"), tree.get("task")
     found = {}
@@ -245,6 +257,24 @@ def _chosen(tree: dict[str, Any]) -> dict[str, type]:
             found["method"] = catalog.settings_class(method["name"])
     if isinstance(task, dict) and isinstance(task.get("type"), str) and task["type"] in TASKS:
         found["task"] = TASKS[task["type"]]
+    return found
+
+
+def schema_defaults(chosen: dict[str, type]) -> dict[str, Any]:
+    """The default of every field that has one, with those of the chosen method and task."""
+    return _defaults_of(RunConfig, chosen)
+
+
+def _defaults_of(cls: type, chosen: dict[str, type]) -> dict[str, Any]:
+    found = {}
+    hints = get_type_hints(cls)
+    for item in fields(cls):
+        default = item.default_factory() if item.default_factory is not MISSING else item.default
+        group = chosen.get(item.name) or hints[item.name]
+        if is_dataclass(group):
+            found[item.name] = _defaults_of(group, {})  # type: ignore[arg-type]
+        elif default is not MISSING and default is not REQUIRED:
+            found[item.name] = default
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ class YamlFile:
         lines: Line of every key and list item by its dotted path, counted from 1.
         choices: The entries of the defaults list, as (group, choice, line).
         mistakes: What is wrong with the file as YAML.
+        is_readable: False where the file is no YAML mapping at all.
     """
 
     path: Path
@@ -34,6 +34,7 @@ class YamlFile:
     lines: dict[str, int] = field(default_factory=dict)
     choices: list[tuple[str, str, int]] = field(default_factory=list)
     mistakes: list[Mistake] = field(default_factory=list)
+    is_readable: bool = True
 
     def where(self, key: str) -> str:
         """`file:line` of a dotted key, or of the closest key above it that is written down."""
@@ -69,16 +70,20 @@ def read(path: Path) -> YamlFile:
             return file
         if not isinstance(node, yaml.MappingNode):
             file.mistakes.append(Mistake("the file holds no `key: value` lines", f"{shown(path)}:1"))
+            file.is_readable = False
             return file
         _note_lines(file, node, "")
         content = loader.construct_document(node)
     except yaml.YAMLError as error:
         file.mistakes.append(_syntax_mistake(path, error))
+        file.is_readable = False
         return file
     finally:
         loader.dispose()
-    file.choices = list(_choices(node))
-    file.content = {str(key): _checked(file, value, str(key)) for key, value in content.items()}
+    content = _checked(file, content, "")
+    if "defaults" in content:
+        content["defaults"] = _defaults(file, content["defaults"])
+    file.content = content
     return file
 
 
@@ -118,37 +123,50 @@ def _note_lines(file: YamlFile, node: yaml.Node, path: str) -> None:
     node.value = kept
 
 
-def _choices(node: yaml.MappingNode) -> Iterator[tuple[str, str, int]]:
-    for key, value in node.value:
-        if key.value != "defaults" or not isinstance(value, yaml.SequenceNode):
+def _defaults(file: YamlFile, listed: Any) -> list[Any]:
+    """The entries of a defaults list that Hydra can read; the others are mistakes."""
+    hint = "write a list of entries such as `- model: NAME`"
+    if not isinstance(listed, list):
+        file.mistakes.append(Mistake("defaults is not a list", file.where("defaults"), hint=hint))
+        return []
+    kept = []
+    for position, entry in enumerate(listed):
+        line = file.lines.get(f"defaults.{position}", 1)
+        group, choice = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", entry)
+        if not (isinstance(choice, str) or (group and (choice is None or isinstance(choice, list)))):
+            file.mistakes.append(Mistake(f"{entry!r} in defaults is no choice", f"{shown(file.path)}:{line}", hint=hint))
             continue
-        for entry in value.value:
-            line = entry.start_mark.line + 1
-            if isinstance(entry, yaml.ScalarNode):
-                yield "", entry.value, line
-            elif isinstance(entry, yaml.MappingNode) and entry.value:
-                group, choice = entry.value[0]
-                words = [word for word in str(group.value).split() if word not in ("override", "optional")]
-                yield words[-1].split("@")[0].lstrip("/") if words else "", str(choice.value), line
+        kept.append(entry)
+        words = [word for word in group.split() if word not in ("override", "optional")]
+        name = words[-1].split("@")[0].lstrip("/") if words else ""
+        file.choices += [(name, one, line) for one in (choice if isinstance(choice, list) else [choice]) if one]
+    return kept
 
 
 def _checked(file: YamlFile, value: Any, path: str) -> Any:
     """The value without what OmegaConf cannot hold: broken `${...}` and keys that are not text or whole numbers."""
-    if isinstance(value, dict):
-        kept = {}
-        for key, below in value.items():
-            if isinstance(key, bool) or not isinstance(key, str | int):
-                written = f"{path}.{key}"
-                file.mistakes.append(Mistake(f"the key {written!r} is not text", file.where(path), hint="quote it"))
-            else:
-                kept[str(key)] = _checked(file, below, f"{path}.{key}")
-        return kept
     if isinstance(value, list):
-        return [_checked(file, below, f"{path}.{position}") for position, below in enumerate(value)]
+        below = ((f"{path}.{position}", item) for position, item in enumerate(value))
+        return [_checked(file, item, name) for name, item in below if _can_hold(file, item, name)]
+    if not isinstance(value, dict):
+        return value
+    kept = {}
+    for key, item in value.items():
+        name = f"{path}.{key}".lstrip(".")
+        if isinstance(key, bool) or not isinstance(key, str | int):
+            file.mistakes.append(Mistake(f"the key {name!r} is not text", file.where(path), hint="put it in quotes"))
+        elif _can_hold(file, item, name):
+            kept[str(key)] = _checked(file, item, name)
+    return kept
+
+
+def _can_hold(file: YamlFile, value: Any, path: str) -> bool:
+    if isinstance(value, dict | list):
+        return True
     try:
         OmegaConf.create({"value": value})
     except OmegaConfBaseException as error:
         reason = str(error).splitlines()[0]
         file.mistakes.append(Mistake(f"{path} has a value that cannot be read: {reason}", file.where(path)))
-        return None
-    return value
+        return False
+    return True

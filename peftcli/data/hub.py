@@ -40,6 +40,8 @@ class HubOrigin:
             yield f"{self.where} row {number}", picked
 
     def read(self, mapping: dict[str, str]) -> tuple[Rows, list[Mistake]]:
+        if not hasattr(self.dataset, "__len__"):
+            return Rows.from_list([{**row, "row": i} for i, (_, row) in enumerate(self.lines(mapping))]), []  # type: ignore
         table = self.dataset.with_format("arrow")[:]
         columns = {}
         for name, column in mapping.items():
@@ -70,11 +72,11 @@ def find(config: DataConfig) -> dict[str, Origin]:
     """
     name = str(config.name)
     offline = not Path(name).exists() and not _reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
-    if offline:  # otherwise the library tries for half a minute; what is cached still loads
-        os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import datasets
-    from huggingface_hub import errors
+    from huggingface_hub import constants, errors
 
+    if offline:  # otherwise the library tries for half a minute; what is cached still loads
+        datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
     try:
         found = datasets.load_dataset(name, config.subset, revision=config.revision, streaming=config.streaming)
     except (datasets.exceptions.DatasetNotFoundError, errors.RepositoryNotFoundError) as error:

@@ -148,7 +148,7 @@ class FileOrigin:
 
     def _array(self, name: str, values: list, numbers: list[int]) -> pa.Array:
         try:
-            return pa.array(values)
+            return pa.array(values, from_pandas=True)  # NaN is no value
         except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
             kinds = [type(value) for value in values if value is not None]
             other = next((i for i, v in enumerate(values) if v is not None and type(v) is not kinds[0]), None)

@@ -34,18 +34,18 @@ def set_aside(rows: Rows, shares: dict[str, float], seed: int) -> dict[str, Rows
         classes[labels[i]].append(i)
     parts = {}
     for name, share in shares.items():
-        sizes = _sizes([len(members) for members in classes.values()], share * len(rows), len(rows))
+        sizes = _sizes([len(members) for members in classes.values()], max(1, round(share * len(rows))))
         taken = [members.pop() for members, size in zip(classes.values(), sizes, strict=True) for _ in range(size)]
         parts[name] = rows.select(sorted(taken))
     return parts | {"train": rows.select(sorted(i for members in classes.values() for i in members))}
 
 
-def _sizes(left: Sequence[int], wanted: float, total: int) -> list[int]:
-    """Rows to take of each class: in proportion, whole, at least one over all, and never a class's last row."""
-    exact = np.array(left) * max(1, round(wanted)) / total if total else np.zeros(len(left))
+def _sizes(left: Sequence[int], wanted: int) -> list[int]:
+    """Rows to take of each class: in proportion, whole, `wanted` over all, and never a class's last row."""
+    exact = np.array(left) * wanted / sum(left)
     sizes = np.minimum(np.floor(exact).astype(int), np.array(left) - 1)
     for c in np.argsort(-(exact - sizes), kind="stable"):
-        if sizes.sum() < max(1, round(wanted)) and sizes[c] < left[c] - 1:
+        if sizes.sum() < wanted and sizes[c] < left[c] - 1:
             sizes[c] += 1
     return sizes.tolist()
 

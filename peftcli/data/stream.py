@@ -20,7 +20,7 @@ class Stream:
 
     Attributes:
         column_names: What a row holds.
-        skipped: Bad rows left out so far, with `data.bad_rows=skip`.
+        skipped: Bad rows left out in the latest pass so far, with `data.bad_rows=skip`.
     """
 
     def __init__(self, origin: Origin, mapping: dict[str, str], needed: list[str], bad_rows: str, limit: int | None):
@@ -58,6 +58,7 @@ class Stream:
         return f"{self.origin.identity()} limit={self.limit}"
 
     def _pass(self) -> Iterator[dict[str, Any]]:
+        self.skipped = 0
         for number, (where, row) in enumerate(self.origin.lines(self.mapping)):
             bad = row if isinstance(row, Mistake) else problem(row, self.mapping, self.needed, where)
             if not bad:

@@ -24,6 +24,8 @@ class Capabilities:
     """Before the first step the outputs are the base's."""
     several_adapters: bool = True
     """Two adapters can live on one base and be switched."""
+    recomputes: bool = True
+    """The forward pass can be computed again in the backward pass (gradient checkpointing)."""
     layers: frozenset[str] = frozenset({"linear"})
     """Kinds of layer it adapts: linear, conv2d, ssm."""
 
@@ -54,7 +56,7 @@ class Method:
         self.settings = settings
 
     def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> nn.Module:
-        """Return the model with the adapter in it, called right after seeding; just what is trained requires a gradient."""
+        """Return the model with the adapter in it, right after seeding; just what is trained requires a gradient."""
         raise NotImplementedError
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable
+from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel, TaskType, get_peft_model
+from peft import PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
@@ -15,7 +16,7 @@ from peftcli.config.errors import Mistake, UserError
 HALF = (torch.bfloat16, torch.float16)
 
 
-def inject(model: nn.Module, config: PeftConfig, names: Iterable[str] | None = None) -> PeftModel:
+def inject(model: nn.Module, config: Any, names: Iterable[str] | None = None) -> PeftModel:
     """Wrap the model; a classification head is trained and saved with the adapter.
 
     Args:
@@ -62,7 +63,7 @@ def _train_in_float32(model: nn.Module) -> None:
             module.register_forward_pre_hook(_cast_input)
 
 
-def _cast_input(module: nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+def _cast_input(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(x.to(module.weight.dtype) for x in inputs)
 
 
@@ -74,7 +75,7 @@ def task_type(model: nn.Module) -> TaskType | None:
     return TaskType.CAUSAL_LM if hasattr(model, "prepare_inputs_for_generation") else None
 
 
-def compact(model: nn.Module, config: PeftConfig, names: list[str]) -> list[str]:
+def compact(model: nn.Module, config: Any, names: list[str]) -> list[str]:
     """The shortest list of name endings that PEFT would match with exactly these modules of the untouched base.
 
     Args:
@@ -95,7 +96,7 @@ def compact(model: nn.Module, config: PeftConfig, names: list[str]) -> list[str]
     return sorted(names)
 
 
-def _hit(config: PeftConfig, name: str) -> bool:
+def _hit(config: Any, name: str) -> bool:
     # PEFT says "excluded" with an object that is true as well.
     found = check_target_module_exists(config, name)
     return bool(found) and type(found).__name__ != "_ExcludedModule"

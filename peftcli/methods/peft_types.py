@@ -8,6 +8,7 @@ one `PeftMixedModel` is left alone: PEFT closes that set by a tuple as well, and
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_PREFIX_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
@@ -47,7 +48,7 @@ def register(row: PeftRow) -> None:
     Raises:
         UserError: The name belongs to other classes.
     """
-    name = PeftName(row.name)
+    name: Any = PeftName(row.name)  # PEFT's annotations say PeftType
     known = PEFT_TYPE_TO_CONFIG_MAPPING.get(name)
     if known not in (None, row.config):
         what = f"adapter type {row.name!r} of {row.config.__module__} is taken by {known.__module__}"

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import nn
 
 
 @contextmanager
-def select(model: nn.Module, mask_BL: torch.Tensor) -> Iterator[None]:
+def select(model: Any, mask_BL: torch.Tensor) -> Iterator[None]:
     """Within it, `model(...).logits` is `[S, V]`: the rows where `mask_BL` is true, in row-major order.
 
     Loss and gradients equal those of selecting from the full `[B, L, V]` logits, which are never made. Works on plain

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Any
 
 from peftcli.reports import quality, units
@@ -25,12 +25,13 @@ INK, QUIET, RULE, FIRST, SECOND, THIRD = (f"#00000{digit}" for digit in range(1,
 VARIABLES = {INK: "--ink", QUIET: "--quiet", RULE: "--rule", FIRST: "--tuned", SECOND: "--second", THIRD: "--third"}
 SERIES = (FIRST, SECOND, THIRD, QUIET)
 MOST_POINTS = 1200
-STYLE = {
+STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "peftcli",
     "figure.figsize": (5.0, 2.7),
     "font.size": 11,
     "text.color": INK,
+    "text.parse_math": False,
     "axes.edgecolor": RULE,
     "axes.labelcolor": QUIET,
     "axes.grid": True,
@@ -79,7 +80,7 @@ def training(steps: list[Row], validations: list[Row]) -> list[Drawing]:
     with _style():
         drawn = [
             _loss(steps, validations),
-            *_validation_metrics(validations),
+            *_validation_metrics(steps, validations),
             _single(steps, "grad_norm", "Gradient norm", _norm_caption, logarithmic=True),
             _single(steps, "lr", "Learning rate", lambda values: f"Highest {max(values):.2g}, last {values[-1]:.2g}."),
             _throughput(steps),
@@ -110,7 +111,7 @@ def method(figures: list[Row]) -> list[Drawing]:
 
 
 def smooth(values: list[float], span: int) -> list[float]:
-    """Mean over `span` values around each, twice: no lag behind the curve, as a running mean has; ends take what is there."""
+    """Mean of the `span` values around each, twice: without the lag of a running mean; the ends take what is there."""
     for _ in range(2):
         sums, reach, last = [0.0, *accumulate(values)], span // 2, len(values)
         bounds = [(max(0, i - reach), min(last, i + reach + 1)) for i in range(last)]
@@ -165,14 +166,14 @@ def _over_steps(axes: Axes, rows: list[Row]) -> None:
     axes.margins(x=0.02)
     for step, name in _stage_starts(rows):
         axes.axvline(step, color=QUIET, linewidth=0.9, linestyle=(0, (1, 3)))
-        axes.text(step, 1.0, f" {name}", transform=axes.get_xaxis_transform(), va="top", fontsize=9, color=QUIET)
+        axes.text(step, 1.02, name, transform=axes.get_xaxis_transform(), ha="center", fontsize=10, color=QUIET)
 
 
 def _stage_starts(rows: list[Row]) -> list[tuple[int, str]]:
     """Where a new stage begins, the first one aside; nothing for a run of one stage."""
     return [
         (row["step"], str(row.get("stage")))
-        for before, row in zip(rows, rows[1:], strict=False)
+        for before, row in pairwise(rows)
         if row.get("stage") != before.get("stage")
     ]
 
@@ -201,7 +202,7 @@ def _loss(steps: list[Row], validations: list[Row]) -> Drawing | None:
     return Drawing("Loss", caption, _draw(paint, "loss", f"Training loss over steps. {caption}"))
 
 
-def _validation_metrics(validations: list[Row]) -> Iterator[Drawing | None]:
+def _validation_metrics(steps: list[Row], validations: list[Row]) -> Iterator[Drawing | None]:
     rows = [{**row, **row["validation"]} for row in validations]
     names = list(dict.fromkeys(name for row in validations for name in row["validation"] if name != "loss"))
     shares = [name for name in names if name in quality.SHARES and len(series(rows, name)[0]) > 1]
@@ -217,7 +218,7 @@ def _validation_metrics(validations: list[Row]) -> Iterator[Drawing | None]:
         for name, color in zip(shares, SERIES, strict=False):
             xs, ys = series(rows, name)
             axes.plot(xs, [100 * y for y in ys], color=color, marker="o", markersize=4.5, label=quality.title(name))
-        _over_steps(axes, validations)
+        _over_steps(axes, steps or validations)
         if len(shares) > 1:
             axes.legend(loc="lower right")
 

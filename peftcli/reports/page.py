@@ -16,6 +16,7 @@ from peftcli.reports.record import Record
 HERE = Path(__file__).parent
 MOST_EXAMPLES = 500
 LONG_TEXT = 320
+EXAMPLE_TEXTS = ("row", "input", "expected", "base", "tuned")
 
 
 def write(run: Path) -> Path:
@@ -140,11 +141,8 @@ def _cost(report: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         growth = f"{units.size(memory['peak_bytes'] - loaded)} above the loaded model" if loaded else ""
         yield "Peak memory", units.size(memory["peak_bytes"]), growth
     if time.get("total_seconds"):
-        parts = [
-            f"{units.duration(time[key])} {words}"
-            for key, words in (("train_seconds", "of it training"), ("first_step_seconds", "until the first step was done"))
-            if time.get(key)
-        ]
+        phases = (("train_seconds", "of it training"), ("first_step_seconds", "until the first step was done"))
+        parts = [f"{units.duration(time[key])} {words}" for key, words in phases if time.get(key)]
         yield "Time", units.duration(time["total_seconds"]), ", ".join(parts)
     if time.get("median_step_seconds"):
         rates = [
@@ -164,7 +162,7 @@ def _examples(report: dict[str, Any], labelled: bool) -> tuple[list[dict[str, An
     """Examples with the wrong ones first, each with what tuning changed, and how many more there are."""
     examples = [
         {
-            **{key: "" if row.get(key) is None else str(row[key]) for key in ("row", "input", "expected", "base", "tuned")},
+            **{key: "" if row.get(key) is None else str(row[key]) for key in EXAMPLE_TEXTS},
             "correct": row.get("correct"),
             "change": _change(row) if labelled else "",
         }
@@ -193,6 +191,6 @@ def _flat(tree: Any, prefix: str = "") -> Iterator[tuple[str, str]]:
         for key, value in tree.items():
             yield from _flat(value, f"{prefix}.{key}" if prefix else str(key))
     elif isinstance(tree, list):
-        yield prefix, ", ".join(map(str, tree))
+        yield prefix, ", ".join(map(str, tree)) or "none"
     else:
-        yield prefix, "" if tree is None else str(tree)
+        yield prefix, "none" if tree is None else str(tree)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from peftcli.reports import units
 
@@ -109,8 +109,8 @@ def verdict(report: dict[str, Any], generated_rows: int | None = None) -> str:
     """The result in one or two sentences for someone who does not train models."""
     quality = report.get("quality") or {}
     metric = quality.get("metric") or ""
-    values = {str(row.get("name")): (row.get("metrics") or {}).get(metric) for row in quality.get("rows") or []}
-    values = {name: value for name, value in values.items() if _finite(value)}
+    measured = [(str(row.get("name")), (row.get("metrics") or {}).get(metric)) for row in quality.get("rows") or []]
+    values: dict[str, float] = {name: value for name, value in measured if _finite(value)}
     if "tuned" not in values:
         return "The tuned model was not measured on held-out rows, so this page cannot say whether tuning helped."
     n = measured_rows(report, metric, generated_rows)
@@ -119,8 +119,8 @@ def verdict(report: dict[str, Any], generated_rows: int | None = None) -> str:
     if metric in PROPORTIONS:
         start = f"The tuned model answers {units.percent(tuned)} of the {held_out} correctly"
     else:
-        direction = "higher" if higher_is_better(metric, quality) else "lower"
-        start = f"On the {held_out} the tuned model's {title(metric)} is {written(metric, tuned)} ({direction} is better)"
+        better = "higher is better" if higher_is_better(metric, quality) else "lower is better"
+        start = f"On the {held_out} the tuned model's {title(metric)} is {written(metric, tuned)} ({better})"
     if not values:
         return f"{start}; nothing was measured to compare it with."
     sign = 1 if higher_is_better(metric, quality) else -1
@@ -135,14 +135,14 @@ def verdict(report: dict[str, Any], generated_rows: int | None = None) -> str:
 
 def _conclusion(rival: str, gap: list[float], n: int | None) -> str:
     low, high = gap
+    if low == high:  # no interval, so no more is said than which is ahead
+        return f"{'the tuned model' if low > 0 else _article(rival)} is better." if low else "they are level."
     if low > 0:
         return "tuning paid off."
     if high < 0:
         if rival == "untouched base":
             return "tuning made the model worse."
         return "the simple baseline wins here."
-    if low == high == 0:
-        return f"the tuned model and {_article(rival)} are level."
     return f"{n:,} rows are too few to tell the tuned model and {_article(rival)} apart."
 
 
@@ -152,5 +152,5 @@ def _article(name: str) -> str:
     return f"the {name}" if name == "untouched base" else name
 
 
-def _finite(value: Any) -> bool:
+def _finite(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float) and math.isfinite(value)

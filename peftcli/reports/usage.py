@@ -27,18 +27,16 @@ def commands(run: Record) -> list[Usage]:
     quoted = shlex.quote(folder)
     entries = []
     if about.get("status") not in (None, "done"):
-        entries.append(
-            Usage("Continue it", "From its last checkpoint, exactly as if it had not stopped.", f"peft train --resume {quoted}")
-        )
+        why = "From its last checkpoint, exactly as if it had not stopped."
+        entries.append(Usage("Continue it", why, f"peft train --resume {quoted}"))
     if name:
         repeat = shlex.join(["peft", "train", name, *run.overrides])
         why = "The same recipe, overrides and seed give the same adapter on the same machine and versions."
         entries.append(Usage("Repeat it", why, repeat))
     if not (run.report.get("adapter") or {}).get("path"):
         return entries
-    entries.append(
-        Usage("Use it", "Measure it again, or answer new rows.", f"peft eval {quoted}\npeft predict {quoted} --input rows.jsonl")
-    )
+    code = f"peft eval {quoted}\npeft predict {quoted} --input rows.jsonl"
+    entries.append(Usage("Use it", "Measure it again, or answer new rows.", code))
     return entries + (_adapter(run, folder) if run.adapter_config else _model(run, folder))
 
 

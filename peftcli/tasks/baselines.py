@@ -15,7 +15,8 @@ from peftcli.tasks.prompts import Template
 def classification(splits: Any, template: Template, labels: list[str]) -> list[Quality]:
     """The majority class (with the classes' shares as probabilities), and TF-IDF with logistic regression.
 
-    None for a stream, whose rows are not there. Both learn from the training rows and are measured on the test split, or else the validation split.
+    Both learn from the training rows and are measured on the test split, or else on the validation split. There are
+    none where the training rows are a stream.
 
     Args:
         splits: Rows with the template's columns and `label`.

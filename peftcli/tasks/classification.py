@@ -21,7 +21,6 @@ from peftcli.tasks.inference import marked, measuring, to_batch
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.tokens import Tokens, cut_to_fit
 
-
 HEAD = 1000
 """Rows of a stream that its labels are learnt from."""
 
@@ -74,9 +73,14 @@ class ClassificationTask(Task):
         if self.config.head == "label_words" and self.labels is not None:
             self.words = self._label_words(tokens)
 
+    @property
+    def _classes(self) -> list[str]:
+        assert self.labels is not None, "fit() comes first, or labels from a saved run"
+        return self.labels
+
     def _label_words(self, tokens: Tokens) -> list[int]:
         """First token of each label's word, as it follows the prompt: after a space, else right after it."""
-        words = [self.config.labels.get(label, label) for label in self.labels or []]
+        words = [self.config.labels.get(label, label) for label in self._classes]
         anchor = self.template.render(dict.fromkeys(self.template.columns, "x"))
         prompt = anchor.rstrip(" ")
         gaps = [anchor[len(prompt) :]] if anchor[-1:].isspace() else [" ", ""]
@@ -86,16 +90,16 @@ class ClassificationTask(Task):
             if len({tuple(first) for first in firsts if first}) == len(words):
                 return [first[0] for first in firsts]
             tried.append(firsts)
-        raise UserError(*_collisions(self.labels or [], tried[0], tokens))
+        raise UserError(*_collisions(self._classes, tried[0], tokens))
 
     def encode(self, row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         tokens = self.tokens(tokenizer)
         ids, cut = self._prompt(row, tokens)
         label = str(row["label"])
-        if self.labels is None or label not in self.labels:
-            known = ", ".join(self.labels or [])
+        if label not in self._classes:
+            known = ", ".join(self._classes)
             raise CheckFailed("label-mismatch", f"row {row.get('row')} has label {label!r}, known labels are: {known}")
-        labels = [IGNORE] * (len(ids) - 1) + [self.labels.index(label)]
+        labels = [IGNORE] * (len(ids) - 1) + [self._classes.index(label)]
         return {
             "row": row.get("row", 0),
             "input_ids": ids,
@@ -136,7 +140,7 @@ class ClassificationTask(Task):
 
     def _log_probabilities(self, model, encoded, tokenizer, batch_size, device, precision) -> Tensor:
         """Log-probabilities of the classes on CPU, fp32 [rows of `encoded`, C], in its order."""
-        found = torch.zeros(len(encoded), len(self.labels or []))
+        found = torch.zeros(len(encoded), len(self._classes))
         with measuring(model, device, precision):
             for picked in encoded.by_length(batch_size):
                 batch = to_batch(encoded.take(picked), tokenizer, device)
@@ -161,8 +165,8 @@ class ClassificationTask(Task):
                 {
                     "row": row["row"],
                     "input": tokenizer.decode(row["input_ids"], skip_special_tokens=True),
-                    "expected": self.labels[target],
-                    "predicted": self.labels[guess],
+                    "expected": self._classes[target],
+                    "predicted": self._classes[guess],
                     "correct": guess == target,
                     "score": score,
                 }
@@ -171,7 +175,7 @@ class ClassificationTask(Task):
         )
 
     def baselines(self, splits: Any) -> list[Quality]:
-        return baselines.classification(splits, self.template, self.labels or [])
+        return baselines.classification(splits, self.template, self._classes)
 
     def predict(self, model, rows: Iterable[Mapping[str, Any]], tokenizer, *, batch_size, device, precision="fp32"):
         """The likeliest label of each row: `{"input", "predicted", "score", "probabilities"}`."""
@@ -182,9 +186,9 @@ class ClassificationTask(Task):
         return [
             {
                 "input": tokenizer.decode(ids, skip_special_tokens=True),
-                "predicted": self.labels[int(score_C.argmax())],
+                "predicted": self._classes[int(score_C.argmax())],
                 "score": float(score_C.max()),
-                "probabilities": dict(zip(self.labels, score_C.tolist(), strict=True)),
+                "probabilities": dict(zip(self._classes, score_C.tolist(), strict=True)),
             }
             for ids, score_C in zip(prompts, scores, strict=True)
         ]
@@ -194,7 +198,7 @@ class ClassificationTask(Task):
         self.tokens(tokenizer)
         ids, target = encoded_row["input_ids"], encoded_row["labels"][-1]
         shown = Text("".join(text for text, _ in marked(ids, [False] * len(ids), tokenizer)))
-        answer = tokenizer.decode([self.words[target]]) if self.words else f" {self.labels[target]}"
+        answer = tokenizer.decode([self.words[target]]) if self.words else f" {self._classes[target]}"
         return shown.append(f"[[{answer}]]", style="bold green")
 
 

@@ -38,7 +38,7 @@ def to_batch(rows: list[dict[str, Any]], tokenizer: Any, device: Any, side: str 
 
 
 def decode_greedily(
-    model: nn.Module, prompts: list[list[int]], tokenizer: Any, device: Any, max_new_tokens: int, stops: list[int]
+    model: Any, prompts: list[list[int]], tokenizer: Any, device: Any, max_new_tokens: int, stops: list[int]
 ) -> list[str]:
     """The likeliest next tokens after each prompt, up to an end token, as text without special tokens.
 

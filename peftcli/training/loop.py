@@ -73,8 +73,7 @@ def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
     stages = job.method.stages(job.steps)
     while progress.stage < len(stages) and not progress.stopped_early:
         stage = stages[progress.stage]
-        if progress.stage_step < stage.steps:
-            _StageLoop(job, stage, progress, touched, resumed).run()
+        _StageLoop(job, stage, progress, touched, resumed).run()
         resumed = None
         if progress.stage == len(stages) - 1 or progress.stopped_early:
             break

@@ -9,11 +9,11 @@ import pytest
 import torch
 from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
+from tiny_llama import adapted, lineage_of, tiny
 from transformers import AutoModelForCausalLM
 
 from peftcli.artifacts import adapter
 from peftcli.config.errors import CheckFailed, UserError
-from tests.artifacts.conftest import adapted, lineage_of, tiny
 
 IDS = torch.arange(12).reshape(2, 6)
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
+from tiny_llama import adapted, run_config, tiny
 
 from peftcli.artifacts import lineage
-from tests.artifacts.conftest import adapted, run_config, tiny
 
 Q_AND_V = [f"model.layers.{layer}.self_attn.{name}_proj.weight" for layer in (0, 1) for name in "qv"]
 
@@ -45,6 +45,13 @@ def test_a_method_that_rearranges_the_base_is_hashed_before_it_does():
     right = lineage.collect(model, run_config(), **said, base=before)
     assert right["base"]["hash"] == lineage.hash_tensors(tiny(), Q_AND_V) != naive["base"]["hash"]
     assert list(right["base"]["tensors"]) == Q_AND_V
+
+
+def test_a_whole_trained_model_does_not_pass_for_its_base():
+    said = {"base_id": "tiny", "revision": None, "data_fingerprint": ""}
+    assert lineage.collect(tiny(), run_config(), **said)["base"]["hash"] is None
+    known = lineage.collect(tiny(seed=1), run_config(), **said, base=lineage.digests(tiny()))
+    assert known["base"]["hash"] == lineage.hash_tensors(tiny(), tiny().state_dict())
 
 
 def test_the_config_hash_follows_the_experiment_and_not_its_place():

@@ -8,12 +8,12 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from tiny_llama import run_config
 
 from peftcli.artifacts import run_folder
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
-from tests.artifacts.conftest import run_config
 
 
 def filled(run: RunFolder, steps: int) -> RunFolder:

@@ -43,7 +43,7 @@ TEXTS = (
     "The company reported a net loss of 12 cts a share against a profit of 41 cts a year ago. "
     "Revenue fell 8 pct to 31.2 mln dlrs.",
     "Computer Terminal Systems Inc said it has completed the sale of 200,000 shares of its common stock, and warrants "
-    "to acquire an additional one mln shares, to Sedio N.V. of Lugano, Switzerland for 50,000 dlrs. The company said the "
+    "to acquire an additional one mln shares, to Sedio N.V. of Lugano, Switzerland for 50,000 dlrs. It said the "
     "warrants are exercisable for five years at a purchase price of .125 dlrs per share. Computer Terminal said Sedio "
     "also has the right to buy additional shares and increase its total holdings up to 40 pct of the outstanding stock "
     "under certain circumstances involving change of control.",
@@ -57,7 +57,9 @@ def make(folder: Path, seed: int = 0, steps: int = 240) -> Path:
     draw = random.Random(seed)
     (folder / "config.yaml").write_text(CONFIG, encoding="utf-8")
     (folder / "overrides.txt").write_text("optim.lr=0.002\nseed=3\n", encoding="utf-8")
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in _log(draw, steps)), encoding="utf-8")
+    (folder / "metrics.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in _log(draw, steps)), encoding="utf-8"
+    )
     (folder / "report.json").write_text(json.dumps(report(draw), indent=1), encoding="utf-8")
     (folder / "environment.json").write_text(json.dumps(ENVIRONMENT, indent=1), encoding="utf-8")
     (folder / "adapter").mkdir(exist_ok=True)
@@ -176,7 +178,13 @@ def _example(draw: random.Random, row: int) -> dict[str, Any]:
 
 
 ENVIRONMENT = {
-    "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "transformers": "5.23.0", "peft": "0.21.2", "peftcli": "0.1.0"},
+    "versions": {
+        "python": "3.11.7",
+        "torch": "2.13.0+cpu",
+        "transformers": "5.23.0",
+        "peft": "0.21.2",
+        "peftcli": "0.1.0",
+    },
     "git": {"commit": "5bc9b08f3a11", "changed_files": 0},
     "hardware": {"cpu": "Intel Xeon", "cores": 2, "memory_bytes": 25_769_803_776, "accelerators": []},
     "seeds": {"run": 3, "data": 0},

@@ -13,7 +13,10 @@ import pytest
 
 from peftcli.reports import page
 
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)> & {{ 7 * 7 }} " + "w" * 3000
+HOSTILE = (
+    "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'><svg onload=alert(3)> & {{ 7 * 7 }} "
+    + "w" * 3000
+)
 VOID = {"meta", "input", "img", "br", "hr", "link"}
 
 
@@ -56,15 +59,29 @@ def written(run: Path) -> tuple[str, Reader]:
     return html, Reader(html)
 
 
-def test_shows_every_part_of_a_finished_run(run):
-    html, reader = written(run)
-    assert page.write(run) == run / "report.html"
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> tuple[str, Reader]:
+    """The page of a finished run, for tests that only look."""
+    return written(example_run.make(tmp_path_factory.mktemp("finished") / "run"))
+
+
+def test_shows_every_part_of_a_finished_run(finished):
+    html, reader = finished
     headings = re.findall(r'<h2 id="([^"]+)"', html)
     parts = ["quality", "cost", "checks", "training", "method", "parameters", "data", "examples-title", "use", "origin"]
     assert headings == parts
     for title in ("Loss", "Gradient norm", "Learning rate", "Throughput (tokens/s)", "Memory (GB)"):
         assert f"<h3>{title}</h3>" in html
-    for text in ("460,800", "0.34 % of 134,975,808", "1.55 GB", "3 min 28 s", "1.85 MB", "merge-drift", "92,311", "2.70 %"):
+    for text in (
+        "460,800",
+        "0.34 % of 134,975,808",
+        "1.55 GB",
+        "3 min 28 s",
+        "1.85 MB",
+        "merge-drift",
+        "92,311",
+        "2.70 %",
+    ):
         assert text in reader.text
     assert "r: 8" in reader.text
     assert "2.13.0+cpu" in reader.text
@@ -72,8 +89,8 @@ def test_shows_every_part_of_a_finished_run(run):
     assert "peft merge runs/run --to merged" in reader.text
 
 
-def test_asks_nothing_of_the_network(run):
-    html, reader = written(run)
+def test_asks_nothing_of_the_network(finished):
+    html, reader = finished
     assert not re.search(r"https?:|//[a-z]", re.sub(r"<pre.*?</pre>", "", html.replace("// Filters", "")))
     for tag, attributes in reader.seen:
         assert tag not in {"link", "img", "iframe", "object", "image"}
@@ -82,8 +99,8 @@ def test_asks_nothing_of_the_network(run):
     assert "default-src 'none'" in html
 
 
-def test_is_readable_without_eyes(run):
-    _, reader = written(run)
+def test_is_readable_without_eyes(finished):
+    _, reader = finished
     drawings = [attributes for tag, attributes in reader.seen if tag == "svg" and "aria-hidden" not in attributes]
     assert len(drawings) == 7
     assert all(drawing["role"] == "img" and len(drawing["aria-label"]) > 20 for drawing in drawings)
@@ -97,8 +114,8 @@ def test_is_readable_without_eyes(run):
     assert set(targets) <= set(ids)
 
 
-def test_text_in_figures_is_text_in_the_colours_of_the_page(run):
-    html, _ = written(run)
+def test_text_in_figures_is_text_in_the_colours_of_the_page(finished):
+    html, _ = finished
     assert re.search(r"<text[^>]*>step</text>", html)
     assert "var(--tuned)" in html
     assert not re.search(r"#00000[1-6]", html)
@@ -130,7 +147,9 @@ def test_svg_of_a_method_is_cleaned(run):
         '<defs><path id="p" d="M0 0"/></defs><use xlink:href="#p"/><use xlink:href="http://evil.example/a.svg#p"/>'
         '<rect style="fill: url(http://evil.example/x)"/><text>kept &lt;b&gt;</text></svg>'
     )
-    example_run.edit(run, figures=[{"title": "ours", "svg": svg}, {"title": "broken", "svg": "<svg"}, {"title": "empty"}])
+    example_run.edit(
+        run, figures=[{"title": "ours", "svg": svg}, {"title": "broken", "svg": "<svg"}, {"title": "empty"}]
+    )
     html, reader = written(run)
     for gone in ("alert", "evil", "display:none", "foreignObject", "xlink"):
         assert gone not in html
@@ -155,11 +174,11 @@ def test_reader_settings_do_not_change_the_bytes(run):
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_wrong_examples_come_first_and_tell_what_tuning_changed(run):
-    html, reader = written(run)
+def test_wrong_examples_come_first_and_tell_what_tuning_changed(finished):
+    html, reader = finished
     kinds = re.findall(r'<li data-kind="(\w+) (\w*)"', html)
     assert [kind for kind, _ in kinds] == ["wrong"] * 36 + ["right"] * 364
-    examples = json.loads((run / "report.json").read_text())["examples"]
+    examples = example_run.report(random.Random(0))["examples"]
     mended = sum(row["correct"] and row["base"] != row["expected"] for row in examples)
     broken = sum(not row["correct"] and row["base"] == row["expected"] for row in examples)
     assert sum(change == "mended" for _, change in kinds) == mended
@@ -177,7 +196,9 @@ def test_many_examples_are_cut_and_counted(run):
     assert "201 more examples are in report.json" in reader.text
 
 
-@pytest.mark.parametrize("missing", ["config.yaml", "metrics.jsonl", "report.json", "environment.json", "overrides.txt"])
+@pytest.mark.parametrize(
+    "missing", ["config.yaml", "metrics.jsonl", "report.json", "environment.json", "overrides.txt"]
+)
 def test_a_missing_file_costs_only_its_part(run, missing):
     (run / missing).unlink()
     _, reader = written(run)
@@ -189,6 +210,7 @@ def test_a_missing_file_costs_only_its_part(run, missing):
     "part", ["run", "quality", "parameters", "memory", "time", "data", "checks", "adapter", "examples", "figures"]
 )
 def test_a_missing_part_of_the_report_costs_only_itself(run, part):
+    (run / "metrics.jsonl").unlink()  # the figures do not depend on report.json
     example_run.edit(run, **{part: None})
     assert written(run)[1].count("h1") == 1
     example_run.edit(run, **{part: [] if part in ("checks", "examples", "figures") else {}})
@@ -203,7 +225,9 @@ def test_an_empty_folder_gets_a_page_that_says_so(tmp_path):
 
 def test_a_failed_run_says_why_on_top(run):
     check = {"name": "non-finite-loss", "passed": False, "detail": "loss is nan at step 57; lower `optim.lr`"}
-    example_run.edit(run, run={"name": "r", "status": "failed"}, quality=None, adapter=None, examples=None, checks=[check])
+    example_run.edit(
+        run, run={"name": "r", "status": "failed"}, quality=None, adapter=None, examples=None, checks=[check]
+    )
     lines = [json.dumps({"step": step, "loss": 1.0 if step < 57 else float("nan")}) for step in range(1, 58)]
     (run / "metrics.jsonl").write_text("\n".join(lines) + '\n{"step": 58, "lo')
     html, reader = written(run)

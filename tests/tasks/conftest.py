@@ -58,7 +58,7 @@ def own_cache(tmp_path, monkeypatch):
 
 
 def build_llama(vocabulary: int, labels: int | None = None, dtype: torch.dtype = torch.float64):
-    """A Llama of two layers with random weights in evaluation mode, with a classification head if `labels` are given."""
+    """A Llama of two layers with random weights, dropout off; with a head for `labels` classes where given."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,

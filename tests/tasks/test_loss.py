@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from peftcli.config.schema import ClassificationConfig, GenerationConfig
-from peftcli.tasks import loss, registry
 from peftcli.data.collate import pad
+from peftcli.tasks import loss, registry
 
 
 @pytest.mark.parametrize(("positions", "words"), [(0, 5), (1, 7), (37, 300)])
@@ -64,7 +64,9 @@ ROWS = [
 
 
 def lora(model):
-    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj", "v_proj", "lm_head"], init_lora_weights=False))
+    adapted = get_peft_model(
+        model, LoraConfig(r=2, target_modules=["q_proj", "v_proj", "lm_head"], init_lora_weights=False)
+    )
     return adapted.double()
 
 
@@ -84,9 +86,9 @@ def test_generation_equals_full_logits(llama, adapt):
     model, batch = adapt(llama), pad(ROWS, 0)
     task = registry.build(GenerationConfig())
     seen = []
-    # Inside the head proper, below any adapter: what is multiplied with the vocabulary matrix.
-    head = next(m for n, m in model.named_modules() if isinstance(m, torch.nn.Linear) and m.out_features == llama.config.vocab_size)
-    hook = head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].numel() // inputs[0].shape[-1]))
+    words = llama.config.vocab_size
+    head = next(m for m in model.modules() if isinstance(m, torch.nn.Linear) and m.out_features == words)
+    hook = head.register_forward_hook(lambda _, inputs, logits: seen.append(logits.numel() // words))
     found = task.loss(model, batch)
     found.total.backward()
     ours = gradients(model)
@@ -113,7 +115,7 @@ def test_a_batch_with_nothing_to_learn_gives_zero_gradients(llama):
         task.labels, task.words = ["a", "b"], [7, 8]
         found = task.loss(model, batch)
         found.total.backward()
-        assert (float(found.total), found.weight) == (0, 0)
+        assert (found.total.item(), found.weight) == (0, 0)
         grads = gradients(model)
         assert grads
         assert all((grad == 0).all() for grad in grads.values())

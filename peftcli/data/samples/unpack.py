@@ -97,7 +97,7 @@ def _debian_data(file: BinaryIO, name: str) -> BinaryIO:
 
 def _safe(name: str, archive: str) -> PurePosixPath:
     path = PurePosixPath(name)
-    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in path.parts[:1]:
+    if path.is_absolute() or ".." in path.parts or "\\" in name or "\0" in name or ":" in name.split("/")[0]:
         raise CheckFailed("unsafe-archive", f"{archive}: {name!r} would be written outside its folder")
     return path
 

@@ -32,7 +32,7 @@ class Rearrangement:
         names: Full names of the modules that will be adapted.
     """
 
-    def __init__(self, model: nn.Module, names: Iterable[str]):
+    def __init__(self, model: Any, names: Iterable[str]):
         self._weights_OI = {name: model.get_submodule(name).weight.detach().clone() for name in names}
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
@@ -59,7 +59,7 @@ class Rearrangement:
             config.init_lora_weights = True
 
 
-def _layers(model: Any) -> Iterator[tuple[str, LoraLayer, str]]:
+def _layers(model: Any) -> Iterator[tuple[str, Any, str]]:
     """The adapted modules by the names they have in the base, with the adapter's name."""
     adapter = model.active_adapter
     for name, module in model.get_base_model().named_modules():

@@ -21,7 +21,7 @@ class Settings:
     targets: list[str] = field(default_factory=list)
     """Roles (`attention.q`, `mlp`, `all`) or module names to adapt; empty takes the family's usual ones."""
     init: Literal["default", "gaussian", "orthogonal", "pissa", "pissa_niter_16", "olora", "mica"] = "default"
-    """Start of the two factors; pissa and olora take it out of the weight, and are saved as a LoRA of twice the rank."""
+    """Start of the factors; pissa and olora take it out of the weight, and are saved as a LoRA of twice the rank."""
     use_dora: bool = False
     """Train the length of each output's weights apart from their direction (DoRA)."""
     use_rslora: bool = False

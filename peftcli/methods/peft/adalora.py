@@ -35,6 +35,13 @@ def schedule(arguments: dict[str, Any], total_steps: int) -> Callable[[Any], Non
     return start
 
 
+def freeze_rank_counts(model: Any) -> None:
+    """Keep `ranknum` a constant: PEFT trains it where the base is not float32, and does not save it."""
+    for name, parameter in model.named_parameters():
+        if ".ranknum." in name:
+            parameter.requires_grad_(False)
+
+
 def penalty(model: Any) -> torch.Tensor:
     """The mean distance of the factors from orthogonality, times `orth_reg_weight`; a scalar."""
     adapter = model.base_model.trainable_adapter_name

@@ -13,6 +13,8 @@ LINEAR = Capabilities()
 BESIDE = replace(LINEAR, merges=False, unloads=False)
 """Nothing of the base is wrapped: virtual tokens or extra attention beside it."""
 PROMPT = replace(BESIDE, identity_at_start=False)
+CACHE = replace(PROMPT, recomputes=False)
+"""The prefix enters through the key-value cache, which Transformers drops under gradient checkpointing."""
 FROM_NOISE = replace(LINEAR, identity_at_start=False)
 
 CAPABILITIES: dict[str, Capabilities] = {
@@ -20,10 +22,10 @@ CAPABILITIES: dict[str, Capabilities] = {
     "ADAPTION_PROMPT": BESIDE,
     "BEFT": replace(LINEAR, merges=False),
     "C3A": FROM_NOISE,
-    "CARTRIDGE": PROMPT,
+    "CARTRIDGE": CACHE,
     "FOURIERFT": FROM_NOISE,
     "LILY": replace(LINEAR, merges=False),
-    "PREFIX_TUNING": PROMPT,
+    "PREFIX_TUNING": CACHE,
     "PROMPT_TUNING": PROMPT,
     "P_TUNING": PROMPT,
     "UNILORA": FROM_NOISE,

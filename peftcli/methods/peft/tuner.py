@@ -68,6 +68,8 @@ class Method(contract.Method):
         wrapped = inject(model, self._config(), names)
         if self._rearrangement:
             self._rearrangement.start(wrapped)
+        if self.type == "ADALORA":
+            adalora.freeze_rank_counts(wrapped)
         return wrapped
 
     def stages(self, total_steps: int) -> list[Stage]:

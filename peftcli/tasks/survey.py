@@ -1,0 +1,73 @@
+"""The rows of a recipe as the model will see them, found out without the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from peftcli.config.errors import CheckFailed, UserError
+from peftcli.config.schema import RunConfig
+from peftcli.data import inspect, sources
+from peftcli.data.rows import Rows
+from peftcli.models import loading
+from peftcli.tasks.contract import Task
+from peftcli.tasks.prompts import Template
+from peftcli.tasks.registry import build
+
+STREAMED = 10_000
+"""Rows of a stream that are looked at."""
+SHOWN = 3
+
+
+@dataclass
+class Survey:
+    """What `peft data` prints.
+
+    Attributes:
+        rows: What `peftcli.data.inspect.describe` finds, with `skipped`, `fingerprint` and `notes`.
+        tokens: By split what `Task.encode_split` counts, and `lengths`, a histogram in tokens.
+        shown: The first training rows as the model sees them, as rich texts.
+        error: What would stop training, if anything does.
+    """
+
+    rows: dict[str, Any]
+    tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
+    shown: list[Any] = field(default_factory=list)
+    error: UserError | CheckFailed | None = None
+
+
+def survey(config: RunConfig) -> Survey:
+    """Load, count and encode the rows of a recipe; bad rows are left out and counted whatever the recipe says.
+
+    Raises:
+        UserError: The rows cannot be read at all.
+    """
+    task = build(config.task)
+    splits = sources.load(replace(config.data, bad_rows="skip"), task.needed)
+    if not isinstance(splits.train, Rows):
+        splits = replace(splits, train=Rows.from_list(splits.train.head(STREAMED)))
+        splits.notes.append(f"looked at the first {len(splits.train)} rows of the stream")
+    named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    present = {name: rows for name, rows in named.items() if rows is not None}
+    asked = [name for name in Template(config.task.prompt, "task.prompt").columns if name in task.needed]
+    rows = inspect.describe(present, asked or task.needed)
+    rows["notes"] = splits.notes + rows["notes"]
+    found = Survey({"fingerprint": splits.fingerprint, "skipped": splits.counts["skipped"], **rows})
+    try:
+        task.fit(splits)
+        _encode(found, task, present, config)
+    except (UserError, CheckFailed) as error:
+        found.error = error
+    return found
+
+
+def _encode(found: Survey, task: Task, splits: dict[str, Rows], config: RunConfig) -> None:
+    tokenizer = loading.tokenizer(config.model)
+    if tokenizer is None:
+        found.rows["notes"].append("the model has random weights and no tokenizer: nothing is counted in tokens")
+        return
+    for name, rows in splits.items():
+        encoded = task.encode_split(rows, tokenizer)
+        found.tokens[name] = {**encoded.counts, "lengths": inspect.histogram(encoded.lengths)}
+        if name == "train":
+            found.shown = [task.show(row, tokenizer) for row in encoded.take(range(min(SHOWN, len(encoded))))]

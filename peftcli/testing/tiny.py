@@ -1,0 +1,85 @@
+"""Base models small enough for a test and exact enough for float64.
+
+Shapes: B rows, L tokens, V words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftcli.models import families
+from peftcli.models.family import Family
+
+WORDS, WIDTH, LABELS = 64, 32, 3
+
+
+@dataclass(frozen=True)
+class Base:
+    """An untouched, frozen base model with a batch that it understands.
+
+    Attributes:
+        model: The model, in evaluation mode.
+        family: Its family.
+        batch: Keyword arguments of its forward pass.
+        targets: What the loss compares with: word ids [B, L], -100 where nothing is asked, or labels [B].
+    """
+
+    model: Any
+    family: Family
+    batch: dict[str, torch.Tensor]
+    targets: torch.Tensor
+
+    def outputs(self, model: Any) -> torch.Tensor:
+        """Logits of the batch's own positions: [B, L, V], or [B, classes] with a head."""
+        logits = model(**self.batch).logits
+        return logits if logits.dim() == 2 else logits[:, -self.targets.shape[1] :]
+
+    def loss(self, model: Any) -> torch.Tensor:
+        """Mean cross-entropy, in the type of the logits."""
+        return nn.functional.cross_entropy(self.outputs(model).flatten(0, -2), self.targets.flatten())
+
+
+def llama(dtype: torch.dtype = torch.float64, architecture: str = "causal-lm") -> Base:
+    """Two layers of LLaMA with grouped queries; the same weights at every call. The second row is padded."""
+    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+
+    shape = LlamaConfig(
+        vocab_size=WORDS,
+        hidden_size=WIDTH,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        num_labels=LABELS,
+        pad_token_id=0,
+        initializer_range=0.2,
+        use_cache=False,
+    )
+    kind = LlamaForSequenceClassification if architecture == "sequence-classification" else LlamaForCausalLM
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = kind(shape)
+        ids_BL = torch.randint(1, WORDS, (2, 7))
+    _exact_norms(model)
+    ids_BL[1, 5:] = 0
+    batch = {"input_ids": ids_BL, "attention_mask": (ids_BL != 0).long()}
+    targets = torch.tensor([0, 2]) if kind is LlamaForSequenceClassification else _next_words(ids_BL)
+    return Base(model.to(dtype).requires_grad_(False).eval(), families.find("llama"), batch, targets)
+
+
+def _next_words(ids_BL: torch.Tensor) -> torch.Tensor:
+    next_BL = torch.full_like(ids_BL, -100)
+    next_BL[:, :-1] = ids_BL[:, 1:]
+    return next_BL.masked_fill(next_BL == 0, -100)
+
+
+def _exact_norms(model: nn.Module) -> None:
+    """Transformers computes RMS norms in float32 whatever it is given, which no finite difference survives."""
+    for name, module in list(model.named_modules()):
+        if type(module).__name__.endswith("RMSNorm"):
+            parent, _, child = name.rpartition(".")
+            setattr(model.get_submodule(parent), child, nn.RMSNorm(WIDTH, module.variance_epsilon))

@@ -1,0 +1,58 @@
+"""A tiny Llama and a trained-looking LoRA on it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from peftcli.artifacts import lineage
+from peftcli.config.schema import ClassificationConfig, DataConfig, ModelConfig, RunConfig
+
+
+@dataclass
+class LoraSettings:
+    """Stands for a method's settings."""
+
+    name: str = "lora"
+
+
+def run_config(output: Path | str = "runs", **more) -> RunConfig:
+    model, data = ModelConfig("tiny"), DataConfig("files", files={"train": "a.jsonl"})
+    return RunConfig(model, data, LoraSettings(), ClassificationConfig(), output=str(output), **more)
+
+
+def tiny(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+    )
+    config._name_or_path = "/home/somebody/models/tiny"
+    model = LlamaForCausalLM(config)
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return model
+
+
+def adapted(base: LlamaForCausalLM, scale: float = 0.1, **settings) -> PeftModel:
+    settings = {"target_modules": ["q_proj", "v_proj"]} | settings
+    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    generator = torch.Generator().manual_seed(1)
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.data += scale * torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
+    return model
+
+
+def lineage_of(model: PeftModel) -> dict:
+    return lineage.collect(
+        model, run_config(), base_id="/home/somebody/models/tiny", revision="abc", data_fingerprint="f00d"
+    )

@@ -1,0 +1,88 @@
+"""Templates and the cutting of long texts."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftcli.config.errors import UserError
+from peftcli.tasks.prompts import Template
+from peftcli.tasks.tokens import Tokens, cut_to_fit
+
+
+def test_template_names_columns_and_takes_values_literally():
+    template = Template("{a} and {b.c}, {{a}}: {a}", "task.prompt")
+    assert template.columns == ["a", "b.c"]
+    values = template.values({"a": "{b.c}", "b.c": 3, "other": None})
+    assert template.render(values) == "{b.c} and 3, {a}: {b.c}"
+    assert template.values({"a": None, "b.c": ""})["a"] == ""
+
+
+@pytest.mark.parametrize("text", ["{text", "text}", "{}", "{text:>10}", "{text!r}"])
+def test_template_mistakes_name_the_key(text):
+    with pytest.raises(UserError, match=r"task\.prompt"):
+        Template(text, "task.prompt")
+
+
+def test_missing_column_names_the_nearest():
+    with pytest.raises(UserError, match="unknown column 'txet'") as caught:
+        Template("{txet}", "task.prompt").values({"text": "", "label": ""})
+    assert caught.value.mistakes[0].nearest == "text"
+
+
+def test_continuation_keeps_the_prompts_own_tokens(tokenizer):
+    tokens = Tokens(tokenizer)
+    assert tokens.start == []
+    for prompt, text in (("Sentiment:", " good"), ("Answer:", "three"), ("Topi", "c")):
+        found = tokens.continuation(prompt, text)
+        assert tokenizer.decode(tokens.ids(prompt) + found) == prompt + text
+
+
+def test_start_tokens_are_found_and_end_tokens_are_not_put_before_the_answer(tokenizer):
+    from copy import deepcopy
+
+    from tokenizers.processors import TemplateProcessing
+
+    wrapped = deepcopy(tokenizer)
+    wrapped.backend_tokenizer.post_processor = TemplateProcessing(
+        single="<|start|> $A <|end|>", special_tokens=[("<|start|>", 1), ("<|end|>", 2)]
+    )
+    assert wrapped("a")["input_ids"][0] == 1
+    assert Tokens(wrapped).start == [1]
+    assert Tokens(wrapped).fingerprint != Tokens(tokenizer).fingerprint
+
+
+def test_only_values_are_cut_and_only_as_much_as_needed(tokenizer):
+    tokens, template = Tokens(tokenizer), Template("Question: {a} / {b} Answer:", "task.prompt")
+    values = {"a": "apples " * 30, "b": "film"}
+    room = 25
+    ids, cut = cut_to_fit(tokens, lambda v: tokens.ids(template.render(v)), values, room)
+    text = tokenizer.decode(ids)
+    assert cut
+    assert room - 1 <= len(ids) <= room
+    assert text.startswith("Question: apples apples")
+    assert text.endswith(" / film Answer:")
+    assert cut_to_fit(tokens, lambda v: tokens.ids(template.render(v)), {"a": "x", "b": "y"}, 25)[1] is False
+
+
+def test_two_long_values_are_cut_alike(tokenizer):
+    tokens = Tokens(tokenizer)
+    values = {"a": "good " * 100, "b": "film " * 80}
+    ids, _ = cut_to_fit(tokens, lambda v: tokens.ids(v["a"] + "|" + v["b"]), values, 40)
+    first, second = tokenizer.decode(ids).split("|")
+    assert len(ids) <= 40
+    assert 0.3 < first.count("good") / second.count("film") < 3
+
+
+def test_what_cannot_fit_is_none(tokenizer):
+    tokens = Tokens(tokenizer)
+    assert cut_to_fit(tokens, lambda v: tokens.ids("Question: " * 9 + v["a"]), {"a": "x" * 50}, 5) == (None, True)
+    assert cut_to_fit(tokens, lambda v: tokens.ids("Question: " * 9), {}, 5) == (None, True)
+
+
+@pytest.mark.parametrize("text", ["日本語のテキスト" * 20, "🙂" * 40, "Ünïcödé " * 30])
+def test_texts_of_many_bytes_a_letter_are_cut_between_letters(tokenizer, text):
+    tokens = Tokens(tokenizer)
+    ids, cut = cut_to_fit(tokens, lambda v: tokens.ids(v["a"]), {"a": text}, 30)
+    assert cut
+    assert 20 < len(ids) <= 30
+    assert text.startswith(tokenizer.decode(ids))

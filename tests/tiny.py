@@ -1,0 +1,58 @@
+"""A tokenizer and language models small enough for a test, made on the spot."""
+
+from __future__ import annotations
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+SENTENCES = [
+    "Question: how many apples are left? Answer: three apples",
+    "The film was good, the music was bad. Sentiment: good",
+    "A stupid plot and a wonderful cast. Topic: film",
+    "user assistant system",
+]
+CHAT = (
+    "{% for m in messages %}<|start|>{{ m.role }}\n{{ m.content }}<|end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|start|>assistant\n{% endif %}"
+)
+
+
+def make_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
+    """Byte-level BPE trained on a few sentences; any text can be written in it."""
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    special = ["<|pad|>", "<|start|>", "<|end|>"]
+    trainer = trainers.BpeTrainer(
+        vocab_size=400, special_tokens=special, initial_alphabet=alphabet, min_frequency=1, show_progress=False
+    )
+    inner.train_from_iterator(SENTENCES, trainer)
+    made = PreTrainedTokenizerFast(
+        tokenizer_object=inner, pad_token="<|pad|>", eos_token="<|end|>", additional_special_tokens=["<|start|>"]
+    )
+    made.chat_template = chat
+    return made
+
+
+def build_llama(vocabulary: int, labels: int | None = None, dtype: torch.dtype = torch.float64):
+    """A Llama of two layers with random weights in evaluation mode, with a classification head if `labels` are given."""
+    config = LlamaConfig(
+        vocab_size=vocabulary,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        max_position_embeddings=256,
+        initializer_range=0.3,
+        pad_token_id=0,
+        bos_token_id=None,
+        eos_token_id=2,
+        use_cache=False,
+        **({"num_labels": labels} if labels else {}),
+    )
+    torch.manual_seed(0)
+    kind = LlamaForSequenceClassification if labels else LlamaForCausalLM
+    return kind(config).to(dtype).eval()
