@@ -60,7 +60,8 @@ def merge(
     """Merge in float32, save a plain Transformers folder, load it again, and compare at both points.
 
     Args:
-        model: With its adapter loaded; it is used up. The comparison is sharpest where it was loaded in `dtype`.
+        model: With its adapter loaded; it is used up. Outputs are compared in the type that it was loaded in: in float32
+            the comparison sees the rounding of the saved weights alone, below that also noise of the arithmetic.
         tokenizer: Saved beside the model.
         probes: Batches of real inputs, `input_ids` and `attention_mask` [B, L] each.
         folder: Where the merged model goes; replaced if it is there.
@@ -81,24 +82,32 @@ def merge(
         raise UserError(Mistake("a merge is checked on real inputs and there are none", hint="give it rows to compare"))
     base: Any = model.get_base_model()
     kind, forced = type(base), getattr(model, "forced_base", [])
-    dtype = dtype or next(base.parameters()).dtype
+    arithmetic = next(base.parameters()).dtype
+    dtype = dtype or arithmetic
     tuned_NV = outputs(model, probes)
     with model.disable_adapter():
         base_NV = outputs(model, probes)
     merged = merged_in_float32(model)
-    for parameter in merged.parameters():  # not .to(dtype): that would round the rotary frequencies too
-        parameter.data = parameter.data.to(dtype)
+    _cast(merged, dtype)
+    _cast(merged, arithmetic)
     found = {"merge": check(compare(outputs(merged, probes), tuned_NV, base_NV), tolerance, "merged", dtype)}
     with atomic.folder(folder) as partial:
+        _cast(merged, dtype)
         adapter.write_model(merged, tokenizer, partial)
         cast(nn.Module, merged).to("meta")  # room for the copy that is read back
-        again = adapter.load_model(kind, partial, dtype=dtype)
+        again = adapter.load_model(kind, partial, dtype=arithmetic)
         found["reload"] = check(compare(outputs(again, probes), tuned_NV, base_NV), tolerance, "saved", dtype)
         report: dict[str, Any] = {name: asdict(drift) for name, drift in found.items()}
         report |= {"dtype": str(dtype).removeprefix("torch."), "forced_base": forced}
         lineage = adapter.portable(lineage) | {"merged": report}
         adapter.describe(partial, lineage, card.model(lineage, kind.__name__, metrics or {}))
     return report
+
+
+def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+    """Change the type of the weights; `Module.to` would round the rotary frequencies too."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
 
 
 def merged_in_float32(model: PeftModel) -> PreTrainedModel:

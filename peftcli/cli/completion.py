@@ -10,8 +10,8 @@ import typer
 from peftcli.config import catalog
 from peftcli.config.errors import UserError
 from peftcli.config.schema import TASKS, RunConfig
-from peftcli.config.types import names
 from peftcli.config.validate import schema_keys
+from peftcli.config.words import names
 
 
 def complete_recipe(incomplete: str) -> list[str]:

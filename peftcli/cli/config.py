@@ -15,7 +15,8 @@ from peftcli.config.errors import Mistake, UserError
 
 def config(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe)
+        str | None,
+        typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -24,7 +25,9 @@ def config(
     origin: Annotated[bool, typer.Option("--origin", help="Show where each value came from.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Put above each key what it means.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors; needs no recipe.")] = False,
-    upgrade: Annotated[bool, typer.Option("--upgrade", help="Rewrite the file with the present names of keys.")] = False,
+    upgrade: Annotated[
+        bool, typer.Option("--upgrade", help="Rewrite the file with the present names of keys.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Show a recipe as it is composed, and where each value comes from."""
@@ -34,7 +37,7 @@ def config(
         typer.echo(json.dumps(of_recipes(), indent=2))
         return
     if recipe is None:
-        raise UserError(Mistake("no recipe given", hint="peft config RECIPE, or peft config --schema; list them: peft ls"))
+        raise UserError(Mistake("no recipe given", hint="peft config RECIPE; list them with: peft ls"))
     if upgrade:
         _upgrade(recipe, overrides or [])
         return

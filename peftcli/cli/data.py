@@ -69,12 +69,13 @@ def _print(console: Console, rows: dict[str, Any], tokens: dict[str, Any], shown
 
 
 def _table(console: Console, title: str, *columns: str) -> Any:
-    """A table with its first column on the left and numbers on the right; without lines where it goes to a file."""
+    """A title and a table, its first column on the left and numbers on the right; no lines where it goes to a file."""
     from rich import box
     from rich.table import Table
 
     lines = box.ROUNDED if console.is_terminal else None
-    table = Table(title=title, title_justify="left", title_style="bold", box=lines, pad_edge=console.is_terminal)
+    console.print(f"\n{title}", style="bold")
+    table = Table(box=lines, pad_edge=console.is_terminal)
     for place, column in enumerate(columns):
         table.add_column(column, justify="right" if place else "left")
     return table
@@ -96,7 +97,7 @@ def _print_classes(console: Console, splits: dict[str, Any]) -> None:
     names = list(dict.fromkeys(label for about in splits.values() for label in about["labels"]))
     if not names:
         return
-    table = _table(console, "\nClasses", "label", *splits)
+    table = _table(console, "Classes", "label", *splits)
     for name in names[:MOST_CLASSES]:
         table.add_row(name, *(_share(about["labels"].get(name, 0), about["rows"]) for about in splits.values()))
     console.print(table)
@@ -110,7 +111,7 @@ def _share(count: int, total: int) -> str:
 
 def _print_lengths(console: Console, split: str, unit: str, lengths: dict[str, Any]) -> None:
     title = (
-        f"\nLengths of {split} in {unit}: median {lengths['median']}, mean {lengths['mean']}, "
+        f"Lengths of {split} in {unit}: median {lengths['median']}, mean {lengths['mean']}, "
         f"95 % up to {lengths['p95']}, longest {lengths['max']}"
     )
     table = _table(console, title, unit, "rows")
@@ -124,7 +125,7 @@ def _print_lengths(console: Console, split: str, unit: str, lengths: dict[str, A
 
 
 def _print_duplicates(console: Console, rows: dict[str, Any]) -> None:
-    table = _table(console, "\nTexts that come twice", "rows of", "rows", "against", "equal", "nearly equal")
+    table = _table(console, "Texts that come twice", "rows of", "rows", "against", "equal", "nearly equal")
     for found in rows["duplicates"]:
         against = "earlier rows" if found["against"] == found["split"] else found["against"]
         table.add_row(found["split"], f"{found['rows']:,}", against, f"{found['equal']:,}", f"{found['near']:,}")
@@ -140,7 +141,9 @@ def _print_duplicates(console: Console, rows: dict[str, Any]) -> None:
         console.print(f"leak: {sentence}", style="yellow")
     conflicts = rows["conflicts"]
     if conflicts["texts"]:
-        console.print(f"{conflicts['texts']} texts in {conflicts['rows']} rows carry different labels:", style="yellow")
+        console.print(
+            f"same text, different labels: {conflicts['texts']} texts in {conflicts['rows']} rows", style="yellow"
+        )
     for example in conflicts["examples"]:
         where = ", ".join(f"{r['split']} row {r['row']} {r['label']!r}" for r in example["rows"])
         console.print(f"  {where}: {' '.join(example['text'].split())[:60]}")

@@ -13,7 +13,12 @@ from peftcli.data.samples.catalog import MB
 
 WIDE = 120  # columns that leave room for what each sample is
 
-app = typer.Typer(help="Fetch, list, verify and remove sample weights and data.", no_args_is_help=True)
+app = typer.Typer(
+    help="Fetch, list, verify and remove sample models and data.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
 
 
 def complete(typed: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""What there is to choose from: methods, recipes, and the choices of every group. Found on disk, nothing heavy imported."""
+"""What there is to choose from: methods, recipes, the choices of every group. Nothing heavy is imported."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ def groups(beside: Path | None = None) -> dict[str, list[str]]:
         beside: The `configs` folder beside the recipe.
     """
     found: dict[str, set[str]] = {"method": set(methods())}
-    for folder in (shipped("configs"), beside):
-        for file in sorted(folder.rglob("*.yaml")) if folder else ():
+    for folder in (shipped("configs"), *([beside] if beside else [])):
+        for file in sorted(folder.rglob("*.yaml")):
             group = file.parent.relative_to(folder).as_posix()
             found.setdefault(group, set()).add(file.stem)
     return {group: sorted(found[group]) for group in sorted(found) if group != "."}

@@ -8,7 +8,6 @@ from functools import cache
 from pathlib import Path
 
 
-@cache
 def describe(settings: type) -> dict[str, str]:
     """What each field of a dataclass means, read from the string below it; inherited fields included."""
     found: dict[str, str] = {}

@@ -1,4 +1,4 @@
-"""What can go wrong, in two kinds: the user's mistake (exit code 2) and a run that failed a named check (exit code 1)."""
+"""What can go wrong, in two kinds: the user's mistake (exit code 2) and a failed run or named check (exit code 1)."""
 
 from __future__ import annotations
 

@@ -40,6 +40,8 @@ def sort(lines: list[str], repository: Repository, listed: set[str]) -> Override
     for line in lines:
         try:
             override = parser.parse_override(line)
+            if not override.key_or_group:
+                raise ValueError("there is no key before the equals sign")
             if override.is_sweep_override():
                 raise ValueError("several values at once; one run takes one value")
             value = override.value()

@@ -11,7 +11,7 @@ from pathlib import Path
 from peftcli.config.errors import Mistake, unknown
 
 OURS = frozenset(
-    "peft_type task_type auto_mapping base_model_name_or_path revision inference_mode peft_version runtime_config".split()
+    ("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version")
 )
 """Fields that we fill in ourselves."""
 

@@ -47,11 +47,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "training.keep_checkpoints": (1, inf),
     "training.merge_tolerance": (_TINY, inf),
     "launch.processes": (1, inf),
-    "launch.nodes": (1, inf),
     "launch.threads": (1, inf),
     "launch.timeout_minutes": (_TINY, inf),
     "method.r": (1, inf),
-    "method.rank": (1, inf),
     "method.alpha": (_TINY, inf),
     "method.dropout": (0, 1 - 1e-9),
     "method.head_first": (0, 1 - 1e-9),
@@ -117,7 +115,7 @@ RULES = (
     ),
     Rule(
         ("data.validation_share", "data.test_share"),
-        lambda validation, test: validation + test >= 1,
+        lambda validation, test: validation < 1 and test < 1 and validation + test >= 1,
         "data.validation_share and data.test_share leave no training rows",
         "together they must stay below 1",
     ),
@@ -183,7 +181,7 @@ def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
     found = [*_ranges(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return found + [*_metric(where), *_peft(where)]
+    return [*found, *_metric(where), *_peft(where)]
 
 
 class _Where:
@@ -215,7 +213,9 @@ def _ranges(where: _Where) -> Iterator[Mistake]:
     rows = where.get("data.rows")
     for split, number in rows.items() if isinstance(rows, dict) else ():
         if isinstance(number, int) and number < 1:
-            yield Mistake(f"data.rows.{split} is {number}, expected 1 or more", where.of(f"data.rows.{split}", "data.rows"))
+            yield Mistake(
+                f"data.rows.{split} is {number}, expected 1 or more", where.of(f"data.rows.{split}", "data.rows")
+            )
 
 
 def _range(low: float, high: float) -> str:
@@ -248,7 +248,9 @@ def _splits(where: _Where) -> Iterator[Mistake]:
         given = where.get(key)
         for split in given if isinstance(given, dict) else ():
             if split not in SPLITS:
-                yield Mistake(f"{key} has no split {split!r}", where.of(f"{key}.{split}", key), SPLITS, nearest(split, SPLITS))
+                yield Mistake(
+                    f"{key} has no split {split!r}", where.of(f"{key}.{split}", key), SPLITS, nearest(split, SPLITS)
+                )
     files = where.get("data.files")
     for split, named in files.items() if isinstance(files, dict) else ():
         paths = named if isinstance(named, list) else [named]
@@ -282,7 +284,7 @@ def _texts(where: _Where) -> Iterator[Mistake]:
 
 
 def two_batch_sizes(checked: Checked) -> list[Mistake]:
-    """Rows and tokens both as the size of a batch, where one of them would be ignored. For recipes: a saved run has both."""
+    """Rows and tokens both as the size of a batch, where one would be ignored; not for saved runs, which hold both."""
     where = _Where(checked)
     rows, tokens = where.of("training.batch_size"), where.of("training.batch_tokens")
     if where.get("training.batch_tokens") in (None, UNREADABLE) or not rows:

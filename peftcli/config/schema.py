@@ -87,7 +87,7 @@ class ClassificationConfig:
     head: Literal["label_words", "linear"] = "label_words"
     """Score label words with the language model at one position, or train a linear head."""
     prompt: str = "{text}"
-    """The row as the model reads it; names in braces are columns. Long texts are cut, the prompt's own words are not."""
+    """The row as the model reads it; names in braces are columns. Long texts are cut, the prompt's words are not."""
     labels: dict[str, str] = field(default_factory=dict)
     """Label word of each label where the label itself will not do: `{acq: takeover}`."""
     max_length: int = 256
@@ -107,13 +107,14 @@ class GenerationConfig:
     system: str | None = None
     """System message of the chat template; null leaves the template's own."""
     prompt: str = "{prompt}"
-    """The prompt; names in braces are columns."""
+    """The prompt; names in braces are columns. With the chat template `{messages}` alone is a column of conversations."""
     completion: str = "{completion}"
     """What the model learns to write after it."""
     train_on_prompt: bool = False
     """Learn the prompt's tokens too."""
     max_length: int = 512
-    """Longest row in tokens; longer rows lose the end of their prompt, or are left out where the completion alone is too long; both are counted."""
+    """Longest row in tokens; longer rows lose the end of their prompt, or are left out where the completion alone is
+    too long; both are counted."""
     max_new_tokens: int = 64
     """Longest generated answer in tokens."""
     generated_rows: int = 32
@@ -121,7 +122,8 @@ class GenerationConfig:
     answer: str | None = None
     """Regular expression whose first group is the final answer in a completion; adds the metric `answer_accuracy`."""
     best_metric: str = "loss"
-    """Metric that chooses the best checkpoint: loss or perplexity, or with generated rows rouge_l, bleu, exact_match, answer_accuracy."""
+    """Metric that chooses the best checkpoint: loss or perplexity, or with generated rows rouge_l, bleu, exact_match,
+    answer_accuracy."""
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""A JSON schema of recipe files, for editors: names, types and choices from the dataclasses, help from their docstrings."""
+"""A JSON schema of recipe files, for editors: types and choices from the dataclasses, help from their docstrings."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _settings(cls: type) -> dict[str, Any]:
     hints, help_of = get_type_hints(cls), describe(cls)
     properties = {}
     for item in fields(cls):
-        entry = {"description": help_of[item.name]} if item.name in help_of else {}
+        entry: dict[str, Any] = {"description": help_of[item.name]} if item.name in help_of else {}
         entry |= _type(hints[item.name])
         default = item.default_factory() if item.default_factory is not MISSING else item.default
         if default is not MISSING and default is not REQUIRED and not is_dataclass(default):

@@ -19,8 +19,8 @@ def upgraded(text: str) -> str:
     """
     mistakes = []
     left: set[str] = set()
-    while (entry := next((entry for entry in _entries(_root(text)) if entry[0] in RENAMED.keys() - left), None)) is not None:
-        old, key, value, parent = entry
+    while found := [entry for entry in _entries(_root(text)) if entry[0] in RENAMED and entry[0] not in left]:
+        old, key, value, parent = found[0]
         new = RENAMED[old][1]
         if problem := _obstacle(text, old, new, parent):
             mistakes.append(Mistake(problem, f"line {key.start_mark.line + 1}", hint="change this one by hand"))

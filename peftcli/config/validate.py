@@ -6,23 +6,23 @@ import types
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from peftcli.config import catalog
 from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.renames import RENAMED
 from peftcli.config.schema import REQUIRED, TASKS, RunConfig
-from peftcli.config.types import expected, kind, mismatch_hint, names
+from peftcli.config.words import expected, kind, mismatch_hint, names
 
 SCHEMA_DEFAULT = "schema default"
 
 
-class _Unreadable:
-    def __repr__(self) -> str:
-        return "unreadable"
+class _Mark(Enum):
+    UNREADABLE = "unreadable"
 
 
-UNREADABLE: Any = _Unreadable()
+UNREADABLE: Any = _Mark.UNREADABLE
 """Stands for a value that was already named as a mistake; nothing more is said about it."""
 
 
@@ -153,7 +153,9 @@ class _Checker:
         if shape is tuple and parts[-1] is not Ellipsis:
             if len(value) != len(parts):
                 return self._mismatch(annotation, value, path)
-            return tuple(self.value(part, item, f"{path}.{i}") for i, (part, item) in enumerate(zip(parts, value)))  # noqa: B905
+            return tuple(
+                self.value(part, item, f"{path}.{i}") for i, (part, item) in enumerate(zip(parts, value, strict=True))
+            )
         return shape(self.value(parts[0], item, f"{path}.{i}") for i, item in enumerate(value))
 
     def _union(self, annotation: Any, value: Any, path: str) -> Any:
@@ -178,7 +180,7 @@ class _Checker:
         return self._mismatch(annotation, value, path)
 
     def _by_discriminator(self, groups: list[Any], value: dict[str, Any], path: str) -> Any:
-        key = next(item.name for item in fields(groups[0]) if get_origin(get_type_hints(groups[0])[item.name]) is Literal)
+        key = next(name for name, hint in get_type_hints(groups[0]).items() if get_origin(hint) is Literal)
         by_name = {name: group for group in groups for name in get_args(get_type_hints(group)[key])}
         chosen = value.get(key, UNREADABLE)
         if key not in value:

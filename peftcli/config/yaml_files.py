@@ -134,7 +134,9 @@ def _defaults(file: YamlFile, listed: Any) -> list[Any]:
         line = file.lines.get(f"defaults.{position}", 1)
         group, choice = next(iter(entry.items())) if isinstance(entry, dict) and len(entry) == 1 else ("", entry)
         if not (isinstance(choice, str) or (group and (choice is None or isinstance(choice, list)))):
-            file.mistakes.append(Mistake(f"{entry!r} in defaults is no choice", f"{shown(file.path)}:{line}", hint=hint))
+            file.mistakes.append(
+                Mistake(f"{entry!r} in defaults is no choice", f"{shown(file.path)}:{line}", hint=hint)
+            )
             continue
         kept.append(entry)
         words = [word for word in group.split() if word not in ("override", "optional")]

@@ -29,6 +29,9 @@ def mapping(config: DataConfig, needed: list[str], found: dict[str, Origin], not
         UserError: Columns that are not there, all at once.
     """
     wanted = {name: config.columns.get(name, name) for name in needed}
+    if "row" in wanted or "row" in config.columns:
+        hint = "write another name in the template and say data.columns.NAME=row"
+        raise UserError(Mistake("'row' is the name of a row's position in the source", "data.columns.row", hint=hint))
     for name, column in config.columns.items():
         if name not in wanted:
             notes.append(f"data.columns.{name}: the task does not use {name!r}")
@@ -71,7 +74,7 @@ def problem(row: dict[str, Any], columns: dict[str, str], needed: list[str], whe
 
 def usable(rows: Rows, columns: dict[str, str], needed: list[str], origin: Origin) -> tuple[Rows, list[Mistake]]:
     """The rows that have a value in each needed column, and what is wrong with the others."""
-    found = {}
+    found: dict[int, str] = {}
     for name in needed:
         for i, value in enumerate(rows[name]):
             if empty(value):

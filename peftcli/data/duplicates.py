@@ -98,7 +98,7 @@ def _candidates(signatures: np.ndarray) -> Iterator[tuple[int, int]]:
     for band in range(0, signatures.shape[1], BAND):
         _, bucket, sizes = np.unique(signatures[:, band : band + BAND], axis=0, return_inverse=True, return_counts=True)
         bucket = bucket.reshape(-1)
-        members = defaultdict(list)
+        members: dict[int, list[int]] = defaultdict(list)
         for text in np.flatnonzero(sizes[bucket] > 1).tolist():
             earlier = members[bucket[text]]
             for other in earlier[:COMPARED]:

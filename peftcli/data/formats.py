@@ -95,8 +95,9 @@ def columns(path: Path, form: str) -> list[str]:
         return parquet_file(path).schema_arrow.names
     first = [row for _, row in islice(lines(path, form), FIRST_ROWS)]
     good = [row for row in first if isinstance(row, dict)]
+    bad = [row for row in first if isinstance(row, Mistake)]
     if not good:
-        raise UserError(first[0] if first else Mistake("the file has no rows", str(path)))
+        raise UserError(bad[0] if bad else Mistake("the file has no rows", str(path)))
     return list(dict.fromkeys(name for row in good for name in row))
 
 
@@ -117,6 +118,8 @@ def _json_lines(path: Path) -> Iterator[Line]:
                 yield where, _not_utf8(where, error)
             except json.JSONDecodeError as error:
                 yield where, Mistake(f"not valid JSON: {error.msg} at column {error.colno}: {_cut(raw)}", where)
+            except RecursionError:
+                yield where, Mistake("JSON nested too deeply to be read", where)
             else:
                 yield where, row if isinstance(row, dict) else Mistake(f"not a JSON object: {_cut(raw)}", where)
 
@@ -160,6 +163,10 @@ def _csv_lines(path: Path) -> Iterator[Line]:
 
 
 def _header(names: list[str], where: str) -> list[str]:
+    try:
+        ",".join(names).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(_not_utf8(where, error)) from error
     names = [name.strip() for name in names]
     repeated = sorted({name for name in names if names.count(name) > 1})
     if repeated:
@@ -201,7 +208,7 @@ def _parquet_lines(path: Path) -> Iterator[Line]:
             yield f"{path} row {number}", row
 
 
-def _not_utf8(where: str, error: UnicodeError) -> Mistake:
+def _not_utf8(where: str, error: UnicodeDecodeError | UnicodeEncodeError) -> Mistake:
     bad = error.object[error.start]
     byte = bad if isinstance(bad, int) else ord(bad) - 0xDC00
     return Mistake(f"not UTF-8: byte 0x{byte:02x} at position {error.start}", where, hint=UTF8_HINT)

@@ -45,7 +45,7 @@ def describe(splits: dict[str, Rows], asked: list[str]) -> dict[str, Any]:
         "duplicates": (found := _tables(splits, texts, first)),
         "conflicts": _conflicts(splits, texts),
         "leakage": [
-            f"{table['equal']} of {table['rows']} {table['split']} rows are equal to a training row, "
+            f"{table['equal']} of {table['rows']} {table['split']} rows read the same as a training row, "
             f"{table['near']} more nearly so"
             for table in found
             if table["against"] == "train" != table["split"] and table["equal"] + table["near"]
@@ -106,7 +106,8 @@ def _near(texts: dict[str, list[str]]) -> tuple[Neighbours, list[str]]:
 
 
 def _tables(splits: dict[str, Rows], texts: dict[str, list[str]], neighbours: Neighbours) -> list[dict[str, Any]]:
-    tables, places = [], {}
+    tables: list[dict[str, Any]] = []
+    places: dict[str, dict[str, int]] = {}
     for split, rows in splits.items():
         keys = [duplicates.normal(text) for text in texts[split]]
         numbers = rows["row"]

@@ -67,10 +67,15 @@ def _local(config: DataConfig) -> dict[str, Origin]:
     owner: dict[Path, str] = {}
     for split in [s for s in SPLITS if s in config.files]:
         value = config.files[split]
+        patterns = [value] if isinstance(value, str) else value
+        if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
+            what = f"data.files.{split}={value!r} names no file"
+            mistakes.append(Mistake(what, f"data.files.{split}", ("a path or glob", "a list of them")))
+            continue
         files: list[Path] = []
-        for pattern in [value] if isinstance(value, str) else list(value):
+        for pattern in patterns:
             try:
-                files += formats.find(str(pattern), split)
+                files += formats.find(pattern, split)
             except UserError as error:
                 mistakes += error.mistakes
         for file in files:
@@ -149,16 +154,26 @@ class FileOrigin:
     def _array(self, name: str, values: list, numbers: list[int]) -> pa.Array:
         try:
             return pa.array(values, from_pandas=True)  # NaN is no value
-        except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
-            kinds = [type(value) for value in values if value is not None]
-            other = next((i for i, v in enumerate(values) if v is not None and type(v) is not kinds[0]), None)
-            if other is None:
-                raise UserError(
-                    Mistake(f"column for {name} has values of several kinds: {error}", self.where)
-                ) from error
-            where = places(self, [numbers[other]])[numbers[other]]
-            what = f"{name} holds {kinds[0].__name__} in the rows before and {type(values[other]).__name__} here"
-            raise UserError(Mistake(what, where, hint="write all values of a column in one way")) from error
+        except NOT_ARROW as error:
+            place, what = _odd(values)
+            where = places(self, [numbers[place]])[numbers[place]]
+            raise UserError(Mistake(f"{name} {what}", where, hint="write all values of a column in one way")) from error
+
+
+NOT_ARROW = (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError, UnicodeEncodeError)
+
+
+def _odd(values: list) -> tuple[int, str]:
+    """The first value that cannot be in a column with those before it, and why."""
+    first = next(value for value in values if value is not None)
+    for place, value in enumerate(values):
+        try:
+            pa.array([value])
+        except NOT_ARROW as error:
+            return place, f"cannot be kept: {error}"
+        if value is not None and type(value) is not type(first):
+            return place, f"holds {type(first).__name__} in the rows before and {type(value).__name__} here"
+    return 0, "differs within its values from row to row"
 
 
 def places(origin: Origin, rows: list[int]) -> dict[int, str]:

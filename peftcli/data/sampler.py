@@ -115,7 +115,9 @@ class BatchSampler:
             order = self._grouped(order, MEGABATCH * typical)
         place = np.empty(len(cost), np.int64)
         place[order[np.argsort(cost[order], kind="stable")]] = np.arange(len(cost))
-        batches, current, longest = [], [], 0
+        batches: list[np.ndarray] = []
+        current: list[int] = []
+        longest = 0
         for row in order:
             longest = max(longest, cost[row])
             if current and longest * (len(current) + 1) > self.batch_tokens:

@@ -95,8 +95,10 @@ def load(
         model = _read(config, folder, shape, architecture, dtype, device)
     model.requires_grad_(False)
     model.config.use_cache = False
-    if words is not None and getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = words.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.use_cache = True
+        if words is not None:
+            model.generation_config.pad_token_id = words.pad_token_id
     revision = getattr(shape, "_commit_hash", None) or config.revision
     return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder)
 

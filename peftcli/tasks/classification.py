@@ -36,7 +36,8 @@ class ClassificationTask(Task):
         self.template = Template(config.prompt, "task.prompt")
         if not self.template.columns:
             raise UserError(Mistake(f"task.prompt={config.prompt!r} names no column", hint="write {text} for the text"))
-        self.needed = [*self.template.columns, "label"]
+        self.asked = self.template.columns
+        self.needed = [*self.asked, "label"]
         self.architecture = "causal-lm" if config.head == "label_words" else "sequence-classification"
         self.best_metric = check_metric(config.best_metric, metrics.CLASSIFICATION)
         self.higher_is_better = config.best_metric not in metrics.LOWER_IS_BETTER
@@ -52,7 +53,7 @@ class ClassificationTask(Task):
         """
         seen = _count(splits.train)
         if not isinstance(splits.train, Rows):
-            seen.update(self.config.labels)
+            seen.update(list(self.config.labels))
         if strange := [name for name in self.config.labels if name not in seen]:
             raise UserError(*(unknown("label", name, seen, where="task.labels") for name in strange))
         if len(seen) < 2:

@@ -107,11 +107,13 @@ class Task(ABC):
 
     Attributes:
         needed: Columns that the templates name, by their roles.
+        asked: Those among them that the model reads; the others hold what it learns, and `predict` does without.
         labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
     """
 
     architecture: Literal["causal-lm", "sequence-classification"] = "causal-lm"
     needed: list[str]
+    asked: list[str]
     labels: list[str] | None = None
     best_metric: str
     higher_is_better: bool

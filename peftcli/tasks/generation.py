@@ -31,7 +31,7 @@ class GenerationTask(Task):
         prompt, completion = Template(config.prompt, "task.prompt"), Template(config.completion, "task.completion")
         plain = config.template == "plain"
         self.layout = Plain(prompt, completion) if plain else Chat(prompt, completion, config.system)
-        self.needed = self.layout.needed
+        self.asked, self.needed = prompt.columns, self.layout.needed
         _check_config(config, prompt, completion)
         self.best_metric = config.best_metric
         self.higher_is_better = config.best_metric not in metrics.LOWER_IS_BETTER

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 CHUNK = {"cpu": 2**20}
@@ -17,6 +18,10 @@ def _chunks(logits_SV: Tensor) -> Iterator[slice]:
     return (slice(at, at + size) for at in range(0, logits_SV.shape[0], size))
 
 
+def _wide(logits_SV: Tensor) -> torch.dtype:
+    return torch.float64 if logits_SV.dtype == torch.float64 else torch.float32
+
+
 class _CrossEntropySum(torch.autograd.Function):
     """Sum of -log softmax(logits)[target] in fp32 (fp64 for fp64 logits).
 
@@ -26,20 +31,18 @@ class _CrossEntropySum(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits_SV: Tensor, targets_S: Tensor) -> Tensor:
-        wide = torch.float64 if logits_SV.dtype == torch.float64 else torch.float32
-        log_total_S = torch.empty(len(targets_S), dtype=wide, device=logits_SV.device)
+        ctx.save_for_backward(logits_SV, targets_S)
+        total = torch.zeros((), dtype=_wide(logits_SV), device=logits_SV.device)
         for part in _chunks(logits_SV):
-            torch.logsumexp(logits_SV[part].to(wide), dim=-1, out=log_total_S[part])
-        ctx.save_for_backward(logits_SV, targets_S, log_total_S)
-        return (log_total_S - logits_SV.gather(1, targets_S[:, None])[:, 0].to(wide)).sum()
+            total += F.cross_entropy(logits_SV[part].to(total.dtype), targets_S[part], reduction="sum")
+        return total
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        logits_SV, targets_S, log_total_S = ctx.saved_tensors
+        logits_SV, targets_S = ctx.saved_tensors
         for part in _chunks(logits_SV):
-            wide_SV = logits_SV[part].to(log_total_S.dtype, copy=True)
-            wide_SV.sub_(log_total_S[part, None]).exp_()
+            wide_SV = torch.softmax(logits_SV[part], dim=-1, dtype=_wide(logits_SV))
             wide_SV[torch.arange(len(wide_SV), device=wide_SV.device), targets_S[part]] -= 1
             logits_SV[part] = wide_SV.mul_(grad)
         return logits_SV, None

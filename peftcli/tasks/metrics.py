@@ -27,13 +27,20 @@ def classification(log_probabilities_NC: Tensor, targets_N: Tensor) -> dict[str,
     predicted_N = log_probabilities_NC.argmax(1)
     recall_C = tm.multiclass_recall(predicted_N, targets_N, num_classes=classes, average="none")
     present_C = torch.bincount(targets_N, minlength=classes) > 0
+    accuracy = tm.multiclass_accuracy(predicted_N, targets_N, num_classes=classes, average="micro")
+    f1_macro = tm.multiclass_f1_score(predicted_N, targets_N, num_classes=classes, average="macro")
     return {
-        "accuracy": float(tm.multiclass_accuracy(predicted_N, targets_N, num_classes=classes, average="micro")),
+        "accuracy": _single(accuracy),
         # torchmetrics' macro average also counts a class that is predicted but never true, as nought.
-        "balanced_accuracy": float(recall_C[present_C].mean()),
-        "f1_macro": float(tm.multiclass_f1_score(predicted_N, targets_N, num_classes=classes, average="macro")),
+        "balanced_accuracy": _single(recall_C[present_C].mean()),
+        "f1_macro": _single(f1_macro),
         "loss": float(torch.nn.functional.nll_loss(log_probabilities_NC.double(), targets_N)),
     }
+
+
+def _single(value: Tensor) -> float:
+    """A number of single precision without the digits that it does not have: 0.33, not 0.33000001311302185."""
+    return round(value.item(), 6)
 
 
 def tokens(total: float, weight: int) -> dict[str, float]:

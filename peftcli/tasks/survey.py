@@ -9,6 +9,7 @@ from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.data import inspect, sources
 from peftcli.data.rows import Rows
+from peftcli.data.stream import Stream
 from peftcli.models import loading
 from peftcli.tasks.contract import Task
 from peftcli.tasks.prompts import Template
@@ -44,10 +45,14 @@ def survey(config: RunConfig) -> Survey:
     """
     task = build(config.task)
     splits = sources.load(replace(config.data, bad_rows="skip"), task.needed)
-    if not isinstance(splits.train, Rows):
-        splits = replace(splits, train=Rows.from_list(splits.train.head(STREAMED)))
-        splits.notes.append(f"looked at the first {len(splits.train)} rows of the stream")
-    named = {"train": splits.train, "validation": splits.validation, "test": splits.test}
+    train = splits.train
+    if isinstance(train, Stream):
+        stream, train = train, Rows.from_list(train.head(STREAMED))
+        splits = replace(splits, train=train)
+        splits.notes.append(f"looked at the first {len(train)} rows of the stream")
+        if stream.skipped:
+            splits.counts["skipped"]["train"] = {"unreadable or empty": stream.skipped}
+    named = {"train": train, "validation": splits.validation, "test": splits.test}
     present = {name: rows for name, rows in named.items() if rows is not None}
     asked = [name for name in Template(config.task.prompt, "task.prompt").columns if name in task.needed]
     rows = inspect.describe(present, asked or task.needed)

@@ -227,7 +227,7 @@ def _gap(outputs: torch.Tensor, expected: torch.Tensor) -> float:
 
 
 def _recompute(model: Any) -> None:
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base: Any = model.get_base_model() if isinstance(model, PeftModel) else model
     enable = getattr(base, "activation_checkpointing_enable", None) or base.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 

@@ -61,7 +61,7 @@ class Row:
         return untouched, model.eval(), method
 
 
-def trained(model: Any) -> dict[str, torch.nn.Parameter]:
+def trained(model: Any) -> dict[str, Any]:
     """The trained tensors by name."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
@@ -72,7 +72,7 @@ def nudge(model: Any, seed: int = 1, size: float = 0.05, but: Collection[str] = 
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in trained(model).items():
         if name not in but:
-            parameter += size * torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(torch.randn(parameter.shape, generator=generator).to(parameter), alpha=size)
 
 
 def train(model: Any, method: Method, base: Base, steps: int = STEPS) -> None:

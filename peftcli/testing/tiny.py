@@ -47,24 +47,24 @@ def llama(dtype: torch.dtype = torch.float64, architecture: str = "causal-lm") -
     """Two layers of LLaMA with grouped queries; the same weights at every call. The second row is padded."""
     from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
 
-    shape = LlamaConfig(
+    shape: Any = LlamaConfig(
         vocab_size=WORDS,
         hidden_size=WIDTH,
         intermediate_size=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
-        num_labels=LABELS,
         pad_token_id=0,
         initializer_range=0.2,
-        use_cache=False,
     )
-    kind = LlamaForSequenceClassification if architecture == "sequence-classification" else LlamaForCausalLM
+    shape.num_labels = LABELS
+    kind: Any = LlamaForSequenceClassification if architecture == "sequence-classification" else LlamaForCausalLM
     with torch.random.fork_rng():
-        torch.manual_seed(0)
+        torch.manual_seed(10)
         model = kind(shape)
         ids_BL = torch.randint(1, WORDS, (2, 7))
     _exact_norms(model)
+    model.config.use_cache = False
     ids_BL[1, 5:] = 0
     batch = {"input_ids": ids_BL, "attention_mask": (ids_BL != 0).long()}
     targets = torch.tensor([0, 2]) if kind is LlamaForSequenceClassification else _next_words(ids_BL)

@@ -13,6 +13,7 @@ from peftcli.artifacts.merge import merge
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import Mistake, UserError
+from peftcli.config.schema import RunConfig
 from peftcli.data.collate import pad
 from peftcli.models import loading, precision
 from peftcli.tasks.contract import Encoded
@@ -45,11 +46,11 @@ def export(path: Path, to: Path, dtype: str | None = None, force: bool = False) 
     adapter.read_config(run.adapter)
     config = frozen.load(run.config)
     prepare.use_cores(config.launch)
-    if dtype is not None:
-        config = replace(config, model=replace(config.model, dtype=dtype))  # type: ignore[arg-type]
     material = prepare.load_material(config)
-    chosen = precision.choose(config.training.precision, "cpu")
-    base = loading.load(config.model, chosen, material.task.architecture, material.task.labels)
+    # float32, so that the comparison sees what rounding does to the weights and no noise of 16-bit arithmetic.
+    base = loading.load(
+        replace(config.model, dtype="float32"), "fp32", material.task.architecture, material.task.labels
+    )
     model = adapter.load(base.model, run.adapter, force=force)
     split, encoded = material.held_out if material.held_out[1] is not None else ("train", material.train)
     if not isinstance(encoded, Encoded):
@@ -64,9 +65,16 @@ def export(path: Path, to: Path, dtype: str | None = None, force: bool = False) 
         to,
         adapter.read_lineage(run.adapter),
         tolerance=config.training.merge_tolerance,
+        dtype=_saved_type(config, dtype),
         metrics={"tuned, before merging": _tuned(run)},
     )
     return report | {"folder": str(to), "rows": min(PROBE_ROWS, len(encoded)), "split": split}
+
+
+def _saved_type(config: RunConfig, dtype: str | None) -> torch.dtype:
+    if dtype is None and config.model.dtype == "auto":
+        return precision.DTYPES[precision.choose(config.training.precision, "cpu")]
+    return getattr(torch, dtype or config.model.dtype)
 
 
 def _check_places(run: RunFolder, to: Path) -> None:

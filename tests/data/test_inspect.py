@@ -38,7 +38,7 @@ def test_equal_and_near_rows_within_and_across_splits():
     (across,) = (t for t in report["duplicates"] if t["split"] != t["against"])
     assert [(e["row"], e["other"]) for e in across["examples"]] == [(0, 7), (3, 7), (1, 3)]
     assert 0.8 < across["examples"][2]["similarity"] < 1
-    assert report["leakage"] == ["2 of 4 test rows are equal to a training row, 1 more nearly so"]
+    assert report["leakage"] == ["2 of 4 test rows read the same as a training row, 1 more nearly so"]
 
 
 def test_equal_texts_with_different_labels():

@@ -324,3 +324,32 @@ def test_a_hub_data_set_without_network_says_at_once_what_else_there_is(monkeypa
     assert "'someone/something' is not in its cache" in text
     assert "data.source=files" in text
     assert "peft samples list" in text
+
+
+@pytest.mark.parametrize("value", [[], 3, None, {"a": "b"}, [1]])
+def test_files_that_are_no_paths(value):
+    assert "names no file" in mistake(files={"train": value})
+
+
+def test_values_that_no_column_can_hold_and_nesting_without_end():
+    Path("a.jsonl").write_text('{"text":"a","label":"b"}\n{"text":"\\ud800","label":"b"}\n')
+    assert "a.jsonl:2: text cannot be kept" in mistake(files={"train": "a.jsonl"})
+    Path("b.jsonl").write_text('{"text":"a","label":123456789012345678901234567890}\n')
+    assert "b.jsonl:1: label cannot be kept" in mistake(files={"train": "b.jsonl"})
+    Path("c.jsonl").write_text('{"text":"a","label":"b"}\n' + "[" * 100_000 + "\n")
+    assert "c.jsonl:2: JSON nested too deeply" in mistake(files={"train": "c.jsonl"})
+
+
+def test_a_file_in_utf_16_is_said_to_be_none_of_ours():
+    Path("a.csv").write_bytes("text,label\na,b\n".encode("utf-16"))
+    assert "a.csv:1: not UTF-8: byte 0xff" in mistake(files={"train": "a.csv"})
+
+
+def test_row_is_a_reserved_name_that_can_be_mapped_away():
+    jsonl([{"text": "a", "row": "x"}])
+    assert "data.columns.NAME=row" in mistake(["text", "row"], files={"train": "train.jsonl"})
+    rows = load(["text", "name"], files={"train": "train.jsonl"}, columns={"name": "row"}).train
+    assert rows[0] == {"text": "a", "name": "x", "row": 0}
+    parquet.write_table(rows.table.rename_columns(["text", "row", "x"]), "a.parquet")
+    rows = load(["text", "name"], files={"train": "a.parquet"}, columns={"name": "row"}).train
+    assert rows[0] == {"text": "a", "name": "x", "row": 0}

@@ -174,11 +174,11 @@ def test_reader_settings_do_not_change_the_bytes(run):
         assert matplotlib.rcParams["font.size"] == 30
 
 
-def test_wrong_examples_come_first_and_tell_what_tuning_changed(finished):
-    html, reader = finished
+def test_wrong_examples_come_first_and_tell_what_tuning_changed(run):
+    html, reader = written(run)
     kinds = re.findall(r'<li data-kind="(\w+) (\w*)"', html)
     assert [kind for kind, _ in kinds] == ["wrong"] * 36 + ["right"] * 364
-    examples = example_run.report(random.Random(0))["examples"]
+    examples = json.loads((run / "report.json").read_text())["examples"]
     mended = sum(row["correct"] and row["base"] != row["expected"] for row in examples)
     broken = sum(not row["correct"] and row["base"] == row["expected"] for row in examples)
     assert sum(change == "mended" for _, change in kinds) == mended

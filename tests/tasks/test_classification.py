@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
 from peftcli.config.errors import CheckFailed, UserError
-from peftcli.config.schema import ClassificationConfig
+from peftcli.config.schema import ClassificationConfig, DataConfig
+from peftcli.data import sources
 from peftcli.data.collate import pad
 from peftcli.tasks import metrics, registry
 
@@ -88,6 +91,18 @@ def test_label_mistakes(splits, tokenizer):
         made(splits(ROWS), best_metric="acuracy")
     with pytest.raises(UserError, match=r"longer than task\.max_length=3"):
         made(splits(ROWS), max_length=3).encode(ROWS[0], tokenizer)
+
+
+def test_labels_of_a_stream_are_those_it_begins_with_and_those_the_recipe_names(tmp_path, tokenizer):
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "test")}
+    for path in files.values():
+        path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    config = DataConfig(source="files", files={split: str(path) for split, path in files.items()}, streaming=True)
+    data = sources.load(config, ["text", "label"])
+    task = made(data, labels={"mixed": "stupid"})
+    assert task.labels == ["bad", "good", "mixed"]
+    assert task.encode({"row": 9, "text": "x", "label": "mixed"}, tokenizer)["labels"][-1] == 2
+    assert task.baselines(data) == []
 
 
 def test_number_labels_are_ordered_as_numbers(splits):

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from peftcli.config.errors import CheckFailed, UserError
-from peftcli.config.schema import GenerationConfig
+from peftcli.config.schema import GenerationConfig, ModelConfig
 from peftcli.data.collate import pad
+from peftcli.models import loading
 from peftcli.tasks import metrics, registry
 
 QUESTION = {"prompt": "how many apples are left?", "completion": "three apples"}
@@ -37,7 +38,7 @@ def learnt(task, row, tokenizer):
 
 def test_plain_learns_the_completion_and_the_end(tokenizer):
     task = made(prompt="Question: {prompt} Answer: ")
-    assert task.needed == ["prompt", "completion"]
+    assert (task.needed, task.asked) == (["prompt", "completion"], ["prompt"])
     text, whole = learnt(task, QUESTION, tokenizer)
     assert whole == "Question: how many apples are left? Answer: three apples<|end|>"
     assert text == " three apples<|end|>"
@@ -66,7 +67,7 @@ def test_chat_learns_the_answer_up_to_the_turns_end(tokenizer):
 @pytest.mark.parametrize("form", [list, json.dumps])
 def test_conversations_learn_their_last_assistant_turn(tokenizer, form):
     task = made(template="chat", prompt="{messages}")
-    assert task.needed == ["messages"]
+    assert task.needed == task.asked == ["messages"]
     text, whole = learnt(task, {"messages": form(TURNS)}, tokenizer)
     assert text == "bad<|end|>"
     assert "never answered" not in whole
@@ -226,3 +227,14 @@ def test_answers_compare_as_numbers_or_text():
     assert metrics.same_answer("yes", "yes")
     assert not metrics.same_answer(None, None)
     assert not metrics.same_answer("yes", "7")
+
+
+@pytest.mark.samples
+def test_a_real_chat_model_answers():
+    loaded = loading.load(ModelConfig(name="smollm2-135m", source="sample"), "fp32", "causal-lm", None)
+    task = made(template="chat", max_new_tokens=12)
+    rows = [{"prompt": "What is the capital of France?"}, {"prompt": "Say yes."}]
+    found = task.predict(loaded.model, rows, loaded.tokenizer, batch_size=2, device="cpu")
+    assert "Paris" in found[0]["predicted"]
+    row = task.encode({**rows[0], "completion": "Paris."}, loaded.tokenizer)
+    assert task.show(row, loaded.tokenizer).plain.endswith("<|im_start|>assistant\n[[Paris.<|im_end|>]]")

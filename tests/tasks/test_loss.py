@@ -48,6 +48,14 @@ def test_half_precision_logits_lose_nothing_but_the_gradients_rounding():
     torch.testing.assert_close(logits.grad, wide.grad.bfloat16())
 
 
+def test_the_gradient_takes_the_place_of_the_logits():
+    scores, places = torch.randn(30, 50, requires_grad=True), []
+    logits = scores * 1
+    logits.register_hook(lambda grad: places.append(grad.data_ptr()))
+    loss.cross_entropy_sum(logits, torch.randint(50, (30,))).backward()
+    assert places == [logits.data_ptr()]
+
+
 def test_a_second_backward_pass_raises_instead_of_using_the_overwritten_logits():
     logits = torch.randn(3, 5, requires_grad=True)
     total = loss.cross_entropy_sum(logits * 1, torch.tensor([0, 1, 2]))

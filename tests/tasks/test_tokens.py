@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import PreTrainedTokenizerFast
 
 from peftcli.config.errors import UserError
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.tokens import Tokens, cut_to_fit
+from tests.tiny import SENTENCES
 
 
 def test_template_names_columns_and_takes_values_literally():
@@ -86,3 +89,15 @@ def test_texts_of_many_bytes_a_letter_are_cut_between_letters(tokenizer, text):
     assert cut
     assert 20 < len(ids) <= 30
     assert text.startswith(tokenizer.decode(ids))
+
+
+def test_tokenizers_that_put_a_space_first_do_not_put_one_inside_a_sentence():
+    inner = Tokenizer(models.BPE())
+    inner.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="always", split=False)
+    inner.decoder = decoders.Metaspace(prepend_scheme="always", split=False)
+    inner.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=150, show_progress=False))
+    tokens = Tokens(PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="</s>"))
+    names = tokens.tokenizer.convert_ids_to_tokens
+    assert names(tokens.ids("good"))[0].startswith("▁")
+    assert "".join(names(tokens.continuation("Sentiment:", " good"))) == "▁good"
+    assert "".join(names(tokens.continuation("Sentiment:", "good"))) == "good"

@@ -28,7 +28,19 @@ from peftcli.methods.lora.settings import Settings as Lora
 WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "music", "plot", "cast", "the", "a", "was", "and"]
 
 server = multiprocessing.get_context("forkserver")
-server.set_forkserver_preload(["peftcli.training.run", "peftcli.methods.lora.tuner", "peftcli.methods.full.tuner"])
+server.set_forkserver_preload(
+    [
+        "peftcli.training.run",
+        "peftcli.methods.lora.tuner",
+        "peftcli.methods.full.tuner",
+        "peftcli.reports.page",
+        "peftcli.reports.figures",
+        "matplotlib.backends.backend_svg",
+        "torchmetrics.functional.classification",
+        "transformers.models.llama.modeling_llama",
+        "transformers.models.auto.tokenization_auto",
+    ]
+)
 
 
 def _sentence(draw: random.Random, label: str) -> str:

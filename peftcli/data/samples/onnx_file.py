@@ -51,7 +51,7 @@ def save(model_class, config, weights: dict[str, torch.Tensor], out: Path, mean=
     }
     (out / "preprocessor_config.json").write_text(json.dumps(preprocessing, indent=2) + "\n", encoding="utf-8")
     _, loaded = model_class.from_pretrained(out, output_loading_info=True, **options)
-    odd = {"missing": loaded["missing_keys"], "unexpected": loaded["unexpected_keys"], "of another shape": loaded["mismatched_keys"]}
+    odd = {kind: sorted(map(str, loaded[f"{kind}_keys"])) for kind in ("missing", "unexpected", "mismatched")}
     if any(odd.values()):
-        said = "; ".join(f"{what}: {sorted(map(str, keys))[:5]}" for what, keys in odd.items() if keys)
+        said = "; ".join(f"{kind}: {keys[:5]}" for kind, keys in odd.items() if keys)
         raise CheckFailed("sample-conversion", f"{model_class.__name__} in {out.name}: {said}")

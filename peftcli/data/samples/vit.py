@@ -6,13 +6,20 @@ Legend: C = channels (384), N = patches with the class token.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.nn import functional as F
 
 from peftcli.data.samples import onnx_file
 
-SHAPE = {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "patch_size": 14, "qkv_bias": True}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 384,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "patch_size": 14,
+    "qkv_bias": True,
+}
 TRAINED = 37  # patches a side in the position embedding: 518 pixels
 PLAIN = 16  # 224 pixels
 RENAMED = {"norm1": "layernorm_before", "norm2": "layernorm_after", "mlp.fc1": "intermediate.dense"}
@@ -70,9 +77,7 @@ def plain_vit(dinov2: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         part = "output.dense" if part == "mlp.fc2" else RENAMED.get(part, part)
         weights[".".join(filter(None, (place, part, kind)))] = tensor
     position_1NC = dinov2["embeddings.position_embeddings"]
-    patches_1CHW = F.interpolate(
-        _grid(position_1NC[:, 1:]), size=(PLAIN, PLAIN), mode="bicubic", align_corners=False
-    )
+    patches_1CHW = F.interpolate(_grid(position_1NC[:, 1:]), size=(PLAIN, PLAIN), mode="bicubic", align_corners=False)
     weights["embeddings.position_embeddings"] = torch.cat(
         [position_1NC[:, :1], patches_1CHW.flatten(2).transpose(1, 2)], dim=1
     )

@@ -129,12 +129,12 @@ class Method(contract.Method):
             raise UserError(Mistake(f"PEFT's {self.type} refuses method.args={self.settings.args}: {error}")) from error
 
     def _names(self, model: Any, family: Family) -> list[str] | None:
-        """The modules to adapt; None leaves them to the tuner, which has a choice of its own or needs none."""
+        """The modules to adapt; None where the tuner needs no names."""
         if self.settings.targets:
             return roles.resolve(model, family, self.settings.targets)
         tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType(self.type))
         takes_targets = any(field.name == "target_modules" for field in dataclasses.fields(self._config_class))
         own = getattr(tuner, "target_module_mapping", None) or OWN_TARGETS.get(self.type, {})
-        if not takes_targets or self.type in SELF_TARGETING or model.config.model_type in own:
+        if not takes_targets or self.type in SELF_TARGETING:
             return None
-        return roles.resolve(model, family, [roles.ALL])
+        return roles.resolve(model, family, own.get(model.config.model_type, [roles.ALL]))

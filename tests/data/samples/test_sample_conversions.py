@@ -13,7 +13,7 @@ from peftcli.data.samples import images, text, wordnet
 from peftcli.data.samples.table import percentile
 
 WORDNET = {
-    "noun": "00015388 05 n 02 animal 0 animate_being 0 000 | a living organism; \"it moved\"  ",
+    "noun": '00015388 05 n 02 animal 0 animate_being 0 000 | a living organism; "it moved"  ',
     "verb": "01835496 38 v 01 travel 0 000 01 + 08 00 | change location; move  ",
     "adj": "00001740 44 s 01 galore(ip) 0 000 | in great numbers | or so  ",
     "adv": "00001740 02 r 01 a_cappella 0 000 | without musical accompaniment  ",
@@ -104,7 +104,8 @@ def test_emoji_skin_tones_stay_in_one_split(tmp_path):
 
 
 def test_digits_keep_their_pixels_and_decode_as_images(tmp_path):
-    from datasets import Dataset, Image as ImageFeature
+    from datasets import Dataset
+    from datasets import Image as ImageFeature
     from sklearn.datasets import load_digits
 
     source, out = folders(tmp_path)
@@ -190,7 +191,9 @@ def test_stem_takes_normalised_rgb_for_bgr_bytes():
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (resnet.MEAN_RGB, IMAGENET_STD))
     original = rgb_1CHW.flip(1) - torch.tensor([104.0, 117.0, 123.0]).view(1, 3, 1, 1)
     expected = torch.nn.functional.conv2d(original, kernel_OIHW, padding=3)
-    found = torch.nn.functional.conv2d((rgb_1CHW / 255 - mean) / std, resnet._for_normalised_rgb(kernel_OIHW), padding=3)
+    found = torch.nn.functional.conv2d(
+        (rgb_1CHW / 255 - mean) / std, resnet._for_normalised_rgb(kernel_OIHW), padding=3
+    )
     assert torch.allclose(found, expected, atol=1e-2, rtol=1e-4)
 
 

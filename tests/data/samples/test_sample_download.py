@@ -46,13 +46,29 @@ def test_progress_by_quarters(client, work, monkeypatch):
 
 
 def test_a_failure_gives_the_clients_words_and_the_ways_without_a_network(client, work, cache):
-    client("npm", "echo one; echo 'npm error code ENOTFOUND' >&2; echo 'npm error network getaddrinfo' >&2; exit 1")
+    client("npm", "echo one; echo 'npm error code E404' >&2; echo 'npm error 404 Not Found' >&2; exit 1")
     with pytest.raises(UserError) as caught:
         download.download(NPM, work, print)
     told = str(caught.value)
-    assert "npm could not download emoji-datasource-google 16.0.0 (npm): npm error code ENOTFOUND" in told
+    assert (
+        "npm could not download emoji-datasource-google 16.0.0 (npm): npm error code E404 / npm error 404 Not Found"
+        in told
+    )
     assert f"copy {cache / 'emoji-google'} from a machine that has it" in told
     assert "peft samples fetch emoji-google --archives FOLDER" in told
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "npm error request to https://example.org/x failed, reason: getaddrinfo ENOTFOUND example.org",
+        "WARNING: Retrying after connection broken by 'Error('<at 0x7f>: [Errno 111] Connection refused')': /x/",
+    ],
+)
+def test_no_connection_is_told_before_what_followed_from_it(client, work, line):
+    client("npm", f'echo "{line}" >&2; echo "ERROR: No matching distribution found" >&2; exit 1')
+    with pytest.raises(UserError, match=r"no connection \((getaddrinfo ENOTFOUND example.org|Connection refused)\)\n"):
+        download.download(NPM, work, print)
 
 
 def test_a_client_that_leaves_nothing(client, work):
@@ -75,10 +91,10 @@ def test_missing_pip(work, monkeypatch):
 
 def test_debian_lists_are_refreshed_once_when_empty(client, work, monkeypatch):
     monkeypatch.setattr(download.os, "geteuid", lambda: 0)
-    script = f'''
+    script = f"""
 if [ "$1" = update ]; then touch {work}/updated; exit 0; fi
 if [ -e {work}/updated ]; then echo deb > w.deb; exit 0; fi
-echo 'E: Unable to locate package wordnet-base' >&2; exit 100'''
+echo 'E: Unable to locate package wordnet-base' >&2; exit 100"""
     client("apt-get", script)
     lines = []
     assert download.download(DEBIAN, work, lines.append).name == "w.deb"

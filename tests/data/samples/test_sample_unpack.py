@@ -37,7 +37,9 @@ def deb(path, data: bytes, name=b"data.tar.xz"):
         head = name.ljust(16) + b"0".ljust(12) + b"0".ljust(6) + b"0".ljust(6) + b"100644".ljust(8)
         return head + str(len(data)).encode().ljust(10) + b"`\n" + data + b"\n" * (len(data) % 2)
 
-    path.write_bytes(b"!<arch>\n" + part(b"debian-binary", b"2.0\n") + part(b"control.tar.xz", b"odd") + part(name, data))
+    path.write_bytes(
+        b"!<arch>\n" + part(b"debian-binary", b"2.0\n") + part(b"control.tar.xz", b"odd") + part(name, data)
+    )
     return path
 
 

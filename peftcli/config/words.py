@@ -6,7 +6,14 @@ import types
 from dataclasses import is_dataclass
 from typing import Any, Literal, Union, get_args, get_origin
 
-_WORDS = {int: "a whole number", float: "a number", bool: "true or false", str: "text", type(None): "null", Any: "anything"}
+_WORDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    type(None): "null",
+    Any: "anything",
+}
 
 
 def expected(annotation: Any) -> str:
@@ -59,7 +66,7 @@ def mismatch_hint(annotation: Any, value: Any, path: str) -> str:
     """How to write what was probably meant, where that is clear."""
     parts = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
     if str in parts and isinstance(value, int | float):
-        return f"put it in quotes: in a file {path.rpartition('.')[2]}: \"...\", on the command line '{path}=\"...\"'"
+        return f'put it in quotes: in a file {path.rpartition(".")[2]}: "...", on the command line \'{path}="..."\''
     if isinstance(value, str) and {int, float} & set(parts):
         try:
             float(value)

@@ -1,0 +1,191 @@
+"""Ranges and conflicts: each rule fires on its case, points at what was written, and stays silent on valid recipes."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftcli.config import peft_types, rules
+from peftcli.config.compose import compose
+from peftcli.config.errors import UserError
+from peftcli.config.schema import TASKS
+from peftcli.config.validate import schema_keys
+
+GENERATION = ["task=generation", "data=gsm8k"]
+
+
+def found(*overrides: str, recipe: str = "quickstart"):
+    with pytest.raises(UserError) as caught:
+        compose(recipe, list(overrides))
+    return caught.value.mistakes
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "optim.lr=0",
+        "optim.lr=-1",
+        "optim.lr=inf",
+        "optim.lr=nan",
+        "optim.betas=[0.9,1]",
+        "optim.betas=[-0.1,0.9]",
+        "optim.warmup_share=1.01",
+        "optim.final_share=-0.1",
+        "optim.clip_norm=0",
+        "data.validation_share=1",
+        "data.test_share=-0.5",
+        "data.rows.train=0",
+        "training.epochs=0",
+        "training.max_steps=0",
+        "training.batch_size=0",
+        "training.batch_tokens=0",
+        "training.micro_batch_size=-1",
+        "training.eval_every=0",
+        "training.log_every=0",
+        "training.save_every=0",
+        "training.early_stopping=0",
+        "training.keep_checkpoints=0",
+        "launch.processes=0",
+        "launch.threads=0",
+        "method.r=0",
+        "method.dropout=1",
+        "task.max_length=0",
+        "seed=-1",
+    ],
+)
+def test_a_number_out_of_range(override):
+    (mistake,) = found(override)
+    assert mistake.where == f"override {override}"
+    assert "expected" in mistake.what
+    assert "5e-324" not in mistake.what
+
+
+@pytest.mark.parametrize("override", ["optim.warmup_share=0", "optim.warmup_share=1", "data.test_share=0.2", "seed=0"])
+def test_the_ends_of_a_range_are_allowed(override):
+    compose("quickstart", [override])
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what"),
+    [
+        (["data.streaming=true"], "data.streaming needs training.max_steps"),
+        (["data.streaming=true", "training.max_steps=9", "training.group_by_length=true"], "do not go together"),
+        (["data.source=files", "data.name=null"], "names no file of the train split"),
+        (["data.files.train=a.csv"], "data.source is not files"),
+        (["data.source=hub", "data.name=null"], "data.name is missing"),
+        (["data.name=null"], "data.name is missing"),
+        (["data.subset=main"], "only means something with data.source=hub"),
+        (["data.validation_share=0.6", "data.test_share=0.5"], "leave no training rows"),
+        (["model.name=''"], "model.name is empty"),
+        (["model.weights=random", "model.source=hub", "~model.shape"], "needs the shape"),
+        (["model.revision=main"], "only means something with model.source=hub"),
+        (["~model.shape.model_type"], "no model_type"),
+        (["method=linear_probe"], "linear_probe trains a linear head"),
+        (["method=linear_probe", *GENERATION], "linear_probe trains a linear head"),
+        (["training.micro_batch_size=9"], "larger than training.batch_size"),
+        (["training.early_stopping=2", "training.eval_every=end"], "needs measurements before the end"),
+        ([*GENERATION, "task.best_metric=rouge_l", "task.generated_rows=0"], "generated rows"),
+        ([*GENERATION, "task.best_metric=answer_accuracy"], "does not say what an answer is"),
+        ([*GENERATION, "task.best_metric=accuracy"], "cannot be 'accuracy' for generation"),
+        ([*GENERATION, "task.system=hello"], "only means something with task.template=chat"),
+        (["task.prompt=hello"], "names no column"),
+        (["task.prompt='{text'"], "cannot be read"),
+        ([*GENERATION, "task.answer='(['"], "not a regular expression"),
+        ([*GENERATION, "task.answer='[0-9]+'"], "no group"),
+        (["data.rows.trian=3"], "no split 'trian'"),
+        (["data.splits.dev=x"], "no split 'dev'"),
+        (["data.source=files", "data.files.train=3"], "expected a path or a list of paths"),
+        (["data.source=files", "data.files.train=[]"], "names no file of the train split"),
+        (["schema_version=99"], "this program reads version 1"),
+        (["schema_version=0"], "this program reads version 1"),
+        (["training.batch_tokens=99", "training.batch_size=4"], "both say how large a batch is"),
+    ],
+)
+def test_values_that_do_not_go_together(overrides, what):
+    mistakes = found(*overrides)
+    assert any(what in mistake.what for mistake in mistakes), mistakes
+    assert all(mistake.where for mistake in mistakes)
+
+
+def test_every_rule_has_a_case_above():
+    marks = test_values_that_do_not_go_together.pytestmark[0].args[1]
+    untested = [rule.what for rule in rules.RULES if not any(what in rule.what for _, what in marks)]
+    assert untested == []
+
+
+def test_rules_and_ranges_read_keys_that_exist():
+    from peftcli.config import catalog
+
+    known = {key for task in TASKS.values() for key in schema_keys({"task": task})}
+    for name in catalog.methods():
+        known |= set(schema_keys({"method": catalog.settings_class(name)}))
+    assert {key for rule in rules.RULES for key in rule.reads} <= known
+    assert set(rules.RANGES) <= known
+
+
+def test_tokens_of_an_override_replace_rows_of_the_recipe():
+    assert compose("quickstart", ["training.batch_tokens=512"]).config.training.batch_tokens == 512
+
+
+def test_rows_of_an_override_do_not_lose_to_tokens_of_the_recipe_in_silence(tmp_path):
+    recipe = tmp_path / "own.yaml"
+    text = compose("quickstart").recipe_path.read_text().replace("batch_size: 8", "batch_tokens: 512")
+    recipe.write_text(text)
+    compose(str(recipe))
+    (mistake,) = found("training.batch_size=4", recipe=str(recipe))
+    assert "both say" in mistake.what
+    compose(str(recipe), ["training.batch_size=4", "training.batch_tokens=null"])
+
+
+def test_a_value_of_the_wrong_type_breaks_no_rule_besides():
+    (mistake,) = found("data.streaming=true", "training.max_steps=many")
+    assert mistake.where == "override training.max_steps=many"
+
+
+class TestPeft:
+    """`method=peft`: types and arguments against the installed package's source, which is not imported."""
+
+    @pytest.mark.parametrize("tuner", ["LORA", "lokr", "IA3", "PREFIX_TUNING", "SHIRA", "ADALORA"])
+    def test_known_types_in_either_case(self, tuner):
+        compose("quickstart", ["method=peft", f"method.type={tuner}"])
+
+    def test_every_type_of_the_installed_package_is_found(self):
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        theirs = {name.value if hasattr(name, "value") else str(name) for name in PEFT_TYPE_TO_CONFIG_MAPPING}
+        assert theirs - set(peft_types.arguments()) <= {"MIXED"} | _of_our_own()
+
+    def test_arguments_are_those_of_the_dataclasses(self):
+        from dataclasses import fields
+
+        from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+
+        for name, cls in PEFT_TYPE_TO_CONFIG_MAPPING.items():
+            key = getattr(name, "value", str(name))
+            if key in peft_types.arguments():
+                theirs = {item.name for item in fields(cls) if item.init}
+                assert theirs - peft_types.OURS == set(peft_types.arguments()[key]), key
+
+    def test_a_type_is_required(self):
+        (mistake,) = found("method=peft")
+        assert "method.type is missing" in mistake.what
+
+    def test_an_unknown_type(self):
+        (mistake,) = found("method=peft", "method.type=LOKKR")
+        assert mistake.nearest == "LOKR"
+        assert mistake.where == "override method.type=LOKKR"
+
+    def test_an_unknown_argument(self):
+        (mistake,) = found("method=peft", "method.type=LOKR", "method.args.rr=8", "method.args.alpha=3")
+        assert (mistake.nearest, mistake.where) == ("r", "override method.args.rr=8")
+        assert "rank_dropout" in mistake.allowed
+
+    def test_an_argument_that_we_fill_in(self):
+        (mistake,) = found("method=peft", "method.type=LORA", "method.args.task_type=CAUSAL_LM")
+        assert "filled in by this program" in mistake.what
+
+
+def _of_our_own() -> set[str]:
+    from peft import PEFT_TYPE_TO_CONFIG_MAPPING
+    from peft.utils.peft_types import PeftType
+
+    return {str(name) for name in PEFT_TYPE_TO_CONFIG_MAPPING if name not in set(PeftType)}
