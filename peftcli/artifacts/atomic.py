@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 
 from peftcli.config.errors import CheckFailed, Mistake, UserError
 
+UMASK = os.umask(0)
+os.umask(UMASK)
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 DAMAGED = {errno.EIO, errno.ENOMEM}
 
@@ -142,6 +144,9 @@ def _explained(path: Path, partial: Path, expected_bytes: int | None) -> Iterato
 
 
 def _flush(path: Path) -> None:
+    """Bring a file or folder to the disk; safetensors makes its files private, others of the group shall read them."""
+    if path.is_file():
+        path.chmod(0o666 & ~UMASK)
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

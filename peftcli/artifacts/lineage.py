@@ -30,6 +30,7 @@ def collect(
     base_id: str,
     revision: str | None,
     data_fingerprint: str,
+    labels: list[str] | None = None,
     base: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The lineage of a trained adapter.
@@ -40,6 +41,7 @@ def collect(
         base_id: Name of the base model; no path of this machine.
         revision: Its revision, where it has one.
         data_fingerprint: Of the rows it was trained on.
+        labels: The label set in the order that the model has learnt, of a task that has one.
         base: `digests` taken before the adapter was attached, where the method rearranges the base; more than the
             adapted tensors may be in it. A whole model that was trained has no base left to hash: without this, the
             lineage of one says nothing about its base's weights.
@@ -60,6 +62,7 @@ def collect(
         },
         "method": config.method.name,
         "data_fingerprint": data_fingerprint,
+        "labels": labels,
         "config_hash": config_hash(config),
         "seed": config.seed,
     }

@@ -53,15 +53,15 @@ def merge(
     folder: Path,
     lineage: dict[str, Any],
     *,
-    tolerance: float = 0.05,
+    tolerance: float = 0.1,
     dtype: torch.dtype | None = None,
     metrics: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
     """Merge in float32, save a plain Transformers folder, load it again, and compare at both points.
 
     Args:
-        model: With its adapter loaded; it is used up. Outputs are compared in the type that it was loaded in: in float32
-            the comparison sees the rounding of the saved weights alone, below that also noise of the arithmetic.
+        model: With its adapter loaded; it is used up. Outputs are compared in the type that it was loaded in: with
+            float32 the comparison sees the rounding of the saved weights alone, else also noise of the arithmetic.
         tokenizer: Saved beside the model.
         probes: Batches of real inputs, `input_ids` and `attention_mask` [B, L] each.
         folder: Where the merged model goes; replaced if it is there.

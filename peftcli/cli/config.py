@@ -88,13 +88,13 @@ def _help_of(config: Any) -> dict[str, str]:
 
 
 def _yaml(tree: dict[str, Any], help_of: dict[str, str]) -> str:
-    import yaml
+    from peftcli.config.frozen import dump
 
     lines = []
     for key, value in tree.items():
         lines += [f"# {help_of[key]}"] if key in help_of else []
         inner = {name: help_of.get(f"{key}.{name}") for name in value} if isinstance(value, dict) and help_of else {}
-        for line in yaml.safe_dump({key: value}, sort_keys=False, allow_unicode=True, width=120).splitlines():
+        for line in dump({key: value}).splitlines():
             name = line[2:].partition(":")[0] if line.startswith("  ") and line[2:3] not in (" ", "-") else ""
             lines += [f"  # {inner[name]}"] if inner.get(name) else []
             lines.append(line)

@@ -44,7 +44,8 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     Args:
         recipe: Name of a shipped recipe, or the path of a YAML file. Groups are looked for in `configs/` beside the
             file first, then among the shipped ones.
-        overrides: Arguments in Hydra's grammar. A group may be chosen without `+` also where the recipe does not list it.
+        overrides: Arguments in Hydra's grammar. A group may be chosen without `+` also where the recipe does not
+            list it.
 
     Raises:
         UserError: With every mistake in the recipe, its groups and the overrides.

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from omegaconf._utils import get_omega_conf_dumper
 
 from peftcli.config import yaml_files
 from peftcli.config.errors import UserError
@@ -23,7 +24,12 @@ def plain(config: RunConfig) -> dict[str, Any]:
 
 def save(config: RunConfig, path: Path) -> None:
     """Write the resolved run as YAML."""
-    path.write_text(yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=120), encoding="utf-8")
+    path.write_text(dump(plain(config)), encoding="utf-8")
+
+
+def dump(tree: dict[str, Any]) -> str:
+    """Nested dicts as YAML that our reader reads back as they are: the text "1e3" gets quotes, for example."""
+    return yaml.dump(tree, Dumper=get_omega_conf_dumper(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def load(path: Path) -> RunConfig:
@@ -32,7 +38,7 @@ def load(path: Path) -> RunConfig:
     Raises:
         UserError: The file cannot be read, or does not hold a valid run.
     """
-    file = yaml_files.read(Path(path))
+    file = yaml_files.read(Path(path), references=False)
     if file.mistakes:
         raise UserError(*file.mistakes)
     checked = validate(file.content, file.where)

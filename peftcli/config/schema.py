@@ -186,7 +186,7 @@ class TrainingConfig:
     """Checkpoints that stay on disk beside the best one."""
     baselines: bool = True
     """Also measure the untouched base and the trivial baselines on the test split."""
-    merge_tolerance: float = 0.05
+    merge_tolerance: float = 0.1
     """Largest mean difference between merged and unmerged outputs at a position, as a share of the outputs' spread."""
 
 

@@ -51,8 +51,12 @@ def shown(path: Path) -> str:
         return str(path)
 
 
-def read(path: Path) -> YamlFile:
+def read(path: Path, references: bool = True) -> YamlFile:
     """Read a YAML mapping; mistakes in it are collected, not raised.
+
+    Args:
+        path: The file.
+        references: Whether `${...}` refers to other values; in a saved run it is plain text.
 
     Raises:
         UserError: The file cannot be opened or is not text.
@@ -80,7 +84,7 @@ def read(path: Path) -> YamlFile:
         return file
     finally:
         loader.dispose()
-    content = _checked(file, content, "")
+    content = _checked(file, content, "", references)
     if "defaults" in content:
         content["defaults"] = _defaults(file, content["defaults"])
     file.content = content
@@ -145,21 +149,25 @@ def _defaults(file: YamlFile, listed: Any) -> list[Any]:
     return kept
 
 
-def _checked(file: YamlFile, value: Any, path: str) -> Any:
+def _checked(file: YamlFile, value: Any, path: str, references: bool) -> Any:
     """The value without what OmegaConf cannot hold: broken `${...}` and keys that are not text or whole numbers."""
     if isinstance(value, list):
-        below = ((f"{path}.{position}", item) for position, item in enumerate(value))
-        return [_checked(file, item, name) for name, item in below if _can_hold(file, item, name)]
+        kept = []
+        for position, item in enumerate(value):
+            name = f"{path}.{position}"
+            if not references or _can_hold(file, item, name):
+                kept.append(_checked(file, item, name, references))
+        return kept
     if not isinstance(value, dict):
         return value
-    kept = {}
+    named = {}
     for key, item in value.items():
         name = f"{path}.{key}".lstrip(".")
         if isinstance(key, bool) or not isinstance(key, str | int):
             file.mistakes.append(Mistake(f"the key {name!r} is not text", file.where(path), hint="put it in quotes"))
-        elif _can_hold(file, item, name):
-            kept[str(key)] = _checked(file, item, name)
-    return kept
+        elif not references or _can_hold(file, item, name):
+            named[str(key)] = _checked(file, item, name, references)
+    return named
 
 
 def _can_hold(file: YamlFile, value: Any, path: str) -> bool:

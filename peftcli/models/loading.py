@@ -5,23 +5,16 @@ Always safetensors, never code from a checkpoint. Seed first where a head is dra
 
 from __future__ import annotations
 
-import os
-import socket
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 
-from peftcli.config import paths
-from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
+from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import ModelConfig
 from peftcli.models import families
+from peftcli.models.checkpoint import check_weights, find_folder, plain_errors, quiet, where
 from peftcli.models.family import Family
 from peftcli.models.precision import DTYPES
 
@@ -29,11 +22,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Architecture = Literal["causal-lm", "sequence-classification"]
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
-OFFLINE = (
-    "without a network: model.source=sample with a fetched sample (peft samples list), model.source=folder with a "
-    "folder on this machine, or a model that is already in the Hugging Face cache ($HF_HOME)"
-)
 HEADS = ("score.", "classifier.")
 RANDOM_WEIGHTS_SEED = 0
 
@@ -81,7 +69,7 @@ def load(
         UserError: The model cannot be found or read, or is not what the recipe says.
         CheckFailed: `unsafe-weights`: the checkpoint has pickled weights only, or wants to run its own code.
     """
-    folder = _folder(config)
+    folder = find_folder(config)
     dtype = DTYPES[precision] if config.dtype == "auto" else getattr(torch, config.dtype)
     shape = _shape(config, folder, from_shape=meta or config.weights == "random")
     if labels is not None and architecture == "sequence-classification":
@@ -109,7 +97,7 @@ def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
     Raises:
         UserError: It cannot be found or read.
     """
-    folder = _folder(config)
+    folder = find_folder(config)
     if folder and not any(folder.glob("tokenizer*")):
         if config.weights == "random":
             return None
@@ -118,50 +106,11 @@ def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
         return None
     from transformers import AutoTokenizer
 
-    with _plain_errors(config):
-        words = AutoTokenizer.from_pretrained(folder or config.name, **_where(config, folder))
+    with plain_errors(config):
+        words = AutoTokenizer.from_pretrained(folder or config.name, **where(config, folder))
     if words.pad_token is None:
         words.pad_token = words.eos_token
     return words
-
-
-def _folder(config: ModelConfig) -> Path | None:
-    """The local folder of the checkpoint; None for the hub."""
-    if config.source == "sample":
-        return paths.sample_folder(config.name)
-    if config.source == "hub":
-        if Path(config.name).is_dir():
-            raise UserError(
-                Mistake(f"model.name={config.name!r} is a folder here", hint="say so with model.source=folder")
-            )
-        return None
-    folder = Path(config.name).expanduser().resolve()
-    if not folder.is_dir():
-        raise UserError(Mistake(f"model folder {config.name!r} does not exist", hint=f"looked for {folder}"))
-    if not (folder / "config.json").is_file():
-        raise UserError(Mistake(f"{folder} is not a checkpoint: it has no config.json"))
-    return folder
-
-
-def _where(config: ModelConfig, folder: Path | None) -> dict[str, Any]:
-    place: dict[str, Any] = {"local_files_only": True} if folder else {"revision": config.revision or "main"}
-    if not folder and not _hub_answers():
-        place["local_files_only"] = True
-    return {"trust_remote_code": False, **place}
-
-
-@cache
-def _hub_answers() -> bool:
-    """Whether the hub's name resolves: without a network the hub client would try each file for 20 seconds."""
-    from huggingface_hub import constants
-
-    if getproxies():
-        return True
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        return False
-    return True
 
 
 def _family(config: ModelConfig, model_type: str) -> Family:
@@ -183,9 +132,13 @@ def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTra
         model_type = given.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
             raise UserError(unknown("model.shape.model_type", str(model_type), CONFIG_MAPPING.keys()))
-        return AutoConfig.for_model(model_type, **given)
-    with _plain_errors(config):
-        shape = AutoConfig.from_pretrained(folder or config.name, **_where(config, folder))
+        with plain_errors(config):
+            usual = CONFIG_MAPPING[model_type]()
+            if strange := [key for key in given if not hasattr(usual, key)]:
+                raise UserError(*(unknown("key of model.shape", key, usual.to_dict()) for key in strange))
+            return AutoConfig.for_model(model_type, **given)
+    with plain_errors(config):
+        shape = AutoConfig.from_pretrained(folder or config.name, **where(config, folder))
     differing = {key: value for key, value in given.items() if getattr(shape, key, value) != value}
     if differing:
         raise UserError(
@@ -207,7 +160,7 @@ def _draw(
     config: ModelConfig, shape: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype, device: str
 ) -> PreTrainedModel:
     """A model of this shape with random weights, the same for every run, so that an adapter finds its base again."""
-    with torch.random.fork_rng(), torch.device(device):
+    with plain_errors(config), torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         return _auto_class(architecture).from_config(
             shape, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False
@@ -222,12 +175,10 @@ def _read(
     dtype: torch.dtype,
     device: str,
 ) -> PreTrainedModel:
-    if folder and not any(folder.glob("*.safetensors")):
-        if pickled := [file.name for pattern in PICKLES for file in folder.glob(pattern)]:
-            raise _unsafe(config, f"{folder} has pickled weights only ({', '.join(sorted(pickled))})")
-        raise UserError(Mistake(f"{folder} has no weights: no *.safetensors in it"))
+    if folder:
+        check_weights(folder)
     placed = {} if device == "cpu" else {"device_map": {"": device}}
-    with _plain_errors(config), _quiet():
+    with plain_errors(config), quiet():
         model, found = _auto_class(architecture).from_pretrained(
             folder or config.name,
             config=shape,
@@ -236,7 +187,7 @@ def _read(
             use_safetensors=True,
             output_loading_info=True,
             **placed,
-            **_where(config, folder),
+            **where(config, folder),
         )
     if missing := sorted(key for key in found["missing_keys"] if not key.startswith(HEADS)):
         raise UserError(
@@ -246,46 +197,3 @@ def _read(
             )
         )
     return model
-
-
-@contextmanager
-def _plain_errors(config: ModelConfig) -> Iterator[None]:
-    """Turn what Transformers raises into the user's mistake or the named check that it is."""
-    from safetensors import SafetensorError
-
-    # Transformers would otherwise ask a hub service to convert a pickle-only repository, and download the result.
-    os.environ.setdefault("DISABLE_SAFETENSORS_CONVERSION", "1")
-    try:
-        yield
-    except SafetensorError as error:
-        raise UserError(Mistake(f"the weights of {config.name} cannot be read: {error}")) from error
-    except (OSError, ValueError, ImportError) as error:
-        text = str(error)
-        if "trust_remote_code" in text or ("execute" in text and "code" in text):
-            raise _unsafe(config, f"{config.name} needs code of its own to load") from error
-        if "safetensors" in text and "not appear" in text:
-            raise _unsafe(config, f"{config.name} has pickled weights only") from error
-        first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
-        hint = OFFLINE if config.source == "hub" else ""
-        what = f"cannot load {config.name!r} (model.source={config.source}): {first}"
-        raise UserError(Mistake(what, hint=hint)) from error
-
-
-def _unsafe(config: ModelConfig, what: str) -> CheckFailed:
-    return CheckFailed("unsafe-weights", what, "convert it to safetensors in a trusted place and use that folder")
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no load report: what the report would say is checked right after."""
-    from transformers.utils import logging
-
-    level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()

@@ -41,6 +41,8 @@ class Progress:
     without_better: int = 0
     """Measurements since the best one."""
     stopped_early: bool = False
+    zero_gradients: int = 0
+    """Steps in a row, up to this one, with a gradient of exactly zero."""
     train_seconds: float = 0.0
 
 

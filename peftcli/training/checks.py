@@ -151,3 +151,27 @@ def finite(loss: float, grad_norm: float, step: int) -> None:
                 f"the {name} is {value} at step {step}",
                 "the checkpoint before it is kept; try a lower optim.lr or optim.clip_norm, or training.precision=fp32",
             )
+
+
+ZERO_STEPS = 3
+"""Steps in a row with a gradient of exactly zero that end a run."""
+
+
+def zero_gradient(norm: float, in_a_row: int, step: int) -> int:
+    """Count steps in a row whose gradient is exactly zero; a finite loss that nothing can move is no success.
+
+    Returns:
+        The new count.
+
+    Raises:
+        CheckFailed: There were `ZERO_STEPS` of them.
+    """
+    if norm != 0.0:
+        return 0
+    if in_a_row + 1 >= ZERO_STEPS:
+        raise CheckFailed(
+            "zero-gradient",
+            f"the gradient has been exactly zero for {ZERO_STEPS} steps, up to step {step}",
+            "the weights have left the range in which the model answers; try a lower optim.lr or training.precision=fp32",
+        )
+    return in_a_row + 1

@@ -86,7 +86,7 @@ def quality(
     material: Material, config: RunConfig, tuned: Evaluation, base: Evaluation | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The quality table and the rows that the report shows one by one, wrong ones first."""
-    split, _ = material.held_out
+    split, encoded = material.held_out
     rows = [] if base is None else [{"name": "untouched base", "metrics": base.metrics}]
     if config.training.baselines:
         rows += [{"name": q.name, "metrics": q.metrics} for q in material.task.baselines(material.splits)]
@@ -95,6 +95,8 @@ def quality(
         "metric": material.task.best_metric,
         "higher_is_better": material.task.higher_is_better,
         "split": split,
+        "rows_measured": 0 if encoded is None else len(encoded),
+        "rows_generated": len(tuned.examples),
         "rows": rows,
     }
     before = {e["row"]: e["predicted"] for e in base.examples} if base else {}
@@ -140,7 +142,7 @@ def save(
     loaded = attached.loaded
     about = lineage.collect(
         attached.model, config, base_id=loaded.base_id, revision=loaded.revision,
-        data_fingerprint=material.splits.fingerprint,
+        data_fingerprint=material.splits.fingerprint, labels=material.task.labels,
     )  # fmt: skip
     metrics = {"tuned": tuned.metrics}
     if attached.method.saves == "adapter":

@@ -20,7 +20,7 @@ from peftcli.tasks.contract import Encoded
 from peftcli.tasks.tokens import pad_id
 from peftcli.training import prepare
 
-PROBE_ROWS = 16
+PROBE_ROWS = 8
 """Held-out rows that merged and unmerged outputs are compared on."""
 PROBE_BATCH = 4
 

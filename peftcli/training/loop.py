@@ -150,6 +150,7 @@ class _StageLoop:
         rows = sum(len(b["attention_mask"]) for b in batches)
         total, asked, tokens, rows = self._sum(total, float(bool(job.stop.name)), tokens, rows)
         checks.finite(total, norm, progress.step + 1)
+        progress.zero_gradients = checks.zero_gradient(norm, progress.zero_gradients, progress.step + 1)
         self.optimiser.step()
         job.method.after_step(job.model, progress.step + 1)
         self.optimiser.zero_grad(set_to_none=True)

@@ -29,10 +29,6 @@ from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds
 from peftcli.training.feed import Feed, StreamFeed
 
-HEAD_ROWS = 2000
-"""Rows of a stream that are read ahead to learn the labels from."""
-
-
 def use_cores(config: LaunchConfig) -> None:
     """Give this process its share of the CPU: all cores among all processes, whatever the environment says."""
     mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -96,7 +92,7 @@ def load_material(config: RunConfig) -> Material:
     task = tasks.build(config.task)
     splits = sources.load(config.data, task.needed)
     streamed = isinstance(splits.train, Stream)
-    task.fit(_with_head(splits) if streamed else splits)
+    task.fit(splits)
     words = loading.tokenizer(config.model)
     if words is None:
         raise UserError(
@@ -111,15 +107,6 @@ def load_material(config: RunConfig) -> Material:
         None if splits.validation is None else task.encode_split(splits.validation, words),
         None if splits.test is None else task.encode_split(splits.test, words),
     )
-
-
-def _with_head(splits: Splits) -> Splits:
-    """The splits with a stream's first rows in its place."""
-    from dataclasses import replace
-
-    from peftcli.data.rows import Rows
-
-    return replace(splits, train=Rows.from_list(splits.train.head(HEAD_ROWS)))
 
 
 def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) -> tuple[Feed | StreamFeed, int]:

@@ -149,6 +149,7 @@ class _Session:
         report["adapter"] = artifact
         base = closing.untouched(attached, material, self.config, self.accelerator)
         report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
+        report["labels"] = material.task.labels
         report["data"] = {**material.counts(), "notes": material.splits.notes}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": memory.peak(self.accelerator.device)}
         report["time"] = self._times(job, progress)

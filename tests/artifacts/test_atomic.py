@@ -103,5 +103,7 @@ def test_tensors_and_json_read_back(tmp_path):
     tensor = torch.arange(6.0).reshape(2, 3).t()
     atomic.write_tensors(tmp_path / "t.safetensors", {"t": tensor})
     assert torch.equal(load_file(tmp_path / "t.safetensors")["t"], tensor)
+    (tmp_path / "plain").touch()
+    assert (tmp_path / "t.safetensors").stat().st_mode == (tmp_path / "plain").stat().st_mode
     atomic.write_json(tmp_path / "v.json", {"ü": [1, None]})
     assert (tmp_path / "v.json").read_text() == '{\n  "ü": [\n    1,\n    null\n  ]\n}\n'

@@ -8,6 +8,7 @@ import pytest
 
 from peftcli.config import catalog
 from peftcli.config.compose import compose
+from peftcli.config.errors import UserError
 
 RECIPES = sorted(catalog.recipes())
 
@@ -209,11 +210,32 @@ def test_names_beat_nothing_and_paths_need_no_folder(write):
     assert compose("mine.yaml").recipe_path == Path("mine.yaml").resolve()
 
 
-def test_method_of_an_outside_package_needs_no_group_file(write, monkeypatch):
-    monkeypatch.setitem(catalog.methods(), "outside", "peftcli.methods.full")
+@pytest.fixture
+def outside_method(tmp_path, monkeypatch):
+    """An installed package with a method of its own, found through its entry point."""
+    package = tmp_path / "site" / "outside"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "settings.py").write_text(
+        "from dataclasses import dataclass\nfrom typing import Literal\n\n"
+        "@dataclass\nclass Settings:\n    name: Literal['outside'] = 'outside'\n    strength: float = 1.0\n"
+    )
+    info = tmp_path / "site" / "outside-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: outside\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[peftcli.methods]\noutside = outside\n")
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    catalog.methods.cache_clear()
+    yield
+    catalog.methods.cache_clear()
+
+
+def test_a_method_of_an_outside_package_needs_no_group_file(write, outside_method):
     write("own.yaml", MINIMAL.replace("lora", "outside"))
-    with pytest.raises(Exception, match="method.name cannot be 'outside'"):
-        compose("own.yaml")  # the settings class of `full` names itself; what matters is that it was found
+    assert compose("own.yaml", ["method.strength=3"]).config.method.strength == 3.0
+    assert compose("quickstart", ["method=outside"]).config.method.name == "outside"
+    with pytest.raises(UserError, match=r"did you mean: method\.strength"):
+        compose("own.yaml", ["method.strenght=3"])
 
 
 def test_composing_twice_gives_the_same_and_keeps_no_state():

@@ -29,7 +29,20 @@ def test_a_saved_run_loads_as_the_same_run(recipe, tmp_path):
 
 
 def test_awkward_texts_survive_saving(tmp_path):
-    for text in ["yes", "1e3", "null", "a: b", "${x}", "ünï\n\ttab {text}", "#", "'", " x "]:
+    for text in [
+        "yes",
+        "1e3",
+        "${",
+        "1_000",
+        "2020-01-01",
+        "null",
+        "a: b",
+        "${x}",
+        "ünï\n\ttab {text}",
+        "#",
+        "'",
+        " x ",
+    ]:
         config = compose("quickstart").config
         config.name = text
         frozen.save(config, tmp_path / "config.yaml")

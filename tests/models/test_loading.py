@@ -10,6 +10,7 @@ import torch
 
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import ModelConfig
+from peftcli.models import checkpoint as places
 from peftcli.models import loading
 from peftcli.testing.tiny import llama
 
@@ -128,6 +129,26 @@ def test_wrong_folders(tmp_path: Path, checkpoint: Path) -> None:
     assert "unknown model family 'lama'" in mistake(from_folder(checkpoint, family="lama"))
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"hiden_size": 3}, "did you mean: hidden_size"),
+        ({"hidden_size": "wide"}, "'hidden_size' expected int"),
+        ({"num_attention_heads": 5}, "not a multiple of the number of attention heads"),
+    ],
+)
+def test_wrong_shapes(more: dict[str, object], said: str) -> None:
+    assert said in mistake(ModelConfig(name="x", weights="random", shape={**SHAPE, **more}))
+
+
+def test_what_transformers_lacks_is_a_plain_message() -> None:
+    config = ModelConfig(name="x", weights="random", shape={**SHAPE, "model_type": "granite"})
+    with pytest.raises(UserError, match="AutoModelForSequenceClassification"):
+        loading.load(config, "fp32", "sequence-classification", ["a"])
+    config = ModelConfig(name="x", weights="random", shape=SHAPE, attention="flash_attention_2")
+    assert "FlashAttention2" in mistake(config)
+
+
 def copy_of(checkpoint: Path, folder: Path, without: str = "") -> Path:
     folder.mkdir()
     for file in checkpoint.iterdir():
@@ -139,7 +160,7 @@ def copy_of(checkpoint: Path, folder: Path, without: str = "") -> Path:
 def test_pickled_weights_are_not_opened(checkpoint: Path, tmp_path: Path) -> None:
     folder = copy_of(checkpoint, tmp_path / "pickled", without="model.safetensors")
     assert "has no weights" in mistake(from_folder(folder))
-    (folder / "pytorch_model\.bin").write_bytes(b"cos\nsystem\n")
+    (folder / "pytorch_model.bin").write_bytes(b"cos\nsystem\n")
     with pytest.raises(CheckFailed, match=r"unsafe-weights.*pytorch_model\.bin"):
         loading.load(from_folder(folder), "fp32", "causal-lm", None)
 
@@ -176,7 +197,7 @@ def test_no_tokenizer(tmp_path: Path) -> None:
 
 
 def test_without_a_network_the_message_names_what_works_offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loading, "_hub_answers", lambda: False)
+    monkeypatch.setattr(places, "hub_answers", lambda: False)
     text = mistake(ModelConfig(name="nobody/nothing-at-all"))
     assert "cannot load 'nobody/nothing-at-all'" in text
     for way in ("model.source=sample", "model.source=folder", "HF_HOME"):

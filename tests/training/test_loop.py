@@ -57,7 +57,7 @@ def test_two_processes_follow_the_curve_of_one(make_run):
 
 
 def test_a_failure_in_a_worker_reaches_the_parent_with_its_name(make_run):
-    run = make_run(launch={"processes": 2}, optim={"lr": 1e30, "clip_norm": None, "warmup_share": 0.0})
+    run = make_run(launch={"processes": 2}, optim={"lr": 3e38, "clip_norm": None, "warmup_share": 0.0})
     from peftcli.config import frozen
 
     with pytest.raises(CheckFailed, match="non-finite-loss"):
@@ -66,7 +66,7 @@ def test_a_failure_in_a_worker_reaches_the_parent_with_its_name(make_run):
 
 def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(make_run):
     run = make_run(
-        optim={"lr": 1e30, "clip_norm": None, "warmup_share": 0.0, "schedule": "constant"},
+        optim={"lr": 3e38, "clip_norm": None, "warmup_share": 0.0, "schedule": "constant"},
         training={"save_every": 1},
     )
     with pytest.raises(CheckFailed, match="non-finite-loss") as failure:
@@ -75,6 +75,13 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(make_ru
     assert run.status == "failed"
     assert checkpoints.latest(run.checkpoints).progress.step >= 1
     assert "non-finite-loss" in run.page.read_text()
+
+
+def test_gradients_that_vanish_for_good_stop_the_run(make_run):
+    # Steps of 1e30 overflow inside the norm, whose output is then zero: a finite loss that nothing can move.
+    run = make_run(optim={"lr": 1e30, "clip_norm": None, "warmup_share": 0.0, "schedule": "constant"})
+    with pytest.raises(CheckFailed, match="zero-gradient.*3 steps"):
+        train_here(run.path, quiet=True)
 
 
 def test_early_stopping_ends_with_the_best_checkpoint(make_run):
