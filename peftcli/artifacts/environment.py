@@ -36,7 +36,7 @@ def describe(project: Path | None = None) -> dict[str, Any]:
             "model": _cpu_model(),
             "cores": psutil.cpu_count(logical=False),
             "threads": psutil.cpu_count(),
-            "usable": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count(),
+            "usable": cores(),
         },
         "memory_bytes": psutil.virtual_memory().total,
         "gpus": _gpus(),
@@ -49,6 +49,11 @@ def describe(project: Path | None = None) -> dict[str, Any]:
         },
         "settings": {name: value for name, value in sorted(os.environ.items()) if name.startswith(THREAD_SETTINGS)},
     }
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def git(project: Path) -> dict[str, Any] | None:

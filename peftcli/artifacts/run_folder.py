@@ -26,7 +26,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig, overrides: Sequence[str] = ()) -> RunFolder:
-        """Make `<output>/<date>_<time>_<recipe>` with the frozen config and the overrides in it.
+        """Make `<output>/<date>_<time>_<recipe>` with the frozen config and the overrides in it; `latest` points to it.
 
         Raises:
             UserError: The output folder cannot be written to.
@@ -41,6 +41,7 @@ class RunFolder:
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
+        _point_latest(run.path)
         return run
 
     @classmethod
@@ -65,7 +66,7 @@ class RunFolder:
     @property
     def name(self) -> str:
         """The folder's own name, unique in its output folder."""
-        return self.path.absolute().name
+        return self.path.resolve().name
 
     @property
     def config(self) -> Path:
@@ -196,7 +197,7 @@ def run_folders(folder: Path) -> list[Path]:
     """The run folders directly in `folder`, the latest first."""
     if not folder.is_dir():
         return []
-    found = [entry for entry in folder.iterdir() if (entry / "config.yaml").is_file()]
+    found = [e for e in folder.iterdir() if (e / "config.yaml").is_file() and not e.is_symlink()]
     return sorted(found, key=lambda entry: (entry / "config.yaml").stat().st_mtime, reverse=True)
 
 
@@ -214,6 +215,17 @@ def _claim(output: Path, stem: str) -> Path:
         except OSError as error:
             raise atomic.explain(error, path) or error from error
     raise AssertionError("unreachable")
+
+
+def _point_latest(path: Path) -> None:
+    """Let `latest` beside the run point to it; where links are not to be had, there is none."""
+    link, fresh = path.parent / "latest", path.parent / f".latest-{path.name}"
+    try:
+        if link.is_symlink() or not link.exists():
+            fresh.symlink_to(path.name)
+            os.replace(fresh, link)
+    except OSError:
+        fresh.unlink(missing_ok=True)
 
 
 def _closest(path: Path, folders: list[Path]) -> str:

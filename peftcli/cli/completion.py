@@ -29,7 +29,7 @@ def complete_override(ctx: typer.Context, incomplete: str) -> list[str]:
     """
     recipe, typed = ctx.params.get("recipe"), list(ctx.params.get("overrides") or [])
     groups = catalog.groups(Path(recipe).parent / "configs") if recipe and Path(recipe).is_file() else catalog.groups()
-    if incomplete == "=" and typed:
+    if not incomplete and typed and "=" not in typed[-1] and typed[-1][0] != "~":
         return _values(typed[-1], groups)
     if len(typed) >= 2 and typed[-1] == "=":
         return [value for value in _values(typed[-2], groups) if value.startswith(incomplete)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from enum import StrEnum
 from typing import Annotated
 
@@ -41,8 +42,8 @@ def ls(
     table.add_column()
     for name, about in rows.items():
         table.add_row(name, about)
-    console = Console(markup=False)
-    console.print(table, width=None if console.is_terminal else 1000)  # whole lines for grep
+    whole_lines = None if sys.stdout.isatty() else 1000  # for grep
+    Console(markup=False, width=whole_lines).print(table)
 
 
 def _rows(kind: Kind) -> dict[str, str]:

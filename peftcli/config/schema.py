@@ -107,7 +107,8 @@ class GenerationConfig:
     system: str | None = None
     """System message of the chat template; null leaves the template's own."""
     prompt: str = "{prompt}"
-    """The prompt; names in braces are columns. With the chat template `{messages}` alone is a column of conversations."""
+    """The prompt; names in braces are columns. With the chat template, `{messages}` alone is a column of
+    conversations."""
     completion: str = "{completion}"
     """What the model learns to write after it."""
     train_on_prompt: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -31,14 +32,14 @@ def read_split(config: DataConfig, needed: list[str], split: str) -> tuple[Rows,
         return _among_all(config, needed, split)
     if config.source == "files":
         rows = {key: count for key, count in config.rows.items() if key == split}
-        config = _with(config, files={split: own}, rows=rows)
+        config = replace(config, files={split: own}, rows=rows)
     notes: list[str] = []
     found = origins.find(config, notes)
     if split not in found:
         return _among_all(config, needed, split)
     only = {split: found[split]}
     columns = checking.mapping(config, needed, only, notes)
-    read, _ = sources.read(_with(config, streaming=False), only, columns, needed, notes)
+    read, _ = sources.read(replace(config, streaming=False), only, columns, needed, notes)
     rows = sources.draw(config, split, read[split], notes)
     if len(rows) < len(read[split]):
         notes.append(f"{split}: {len(rows)} of {len(read[split])} rows drawn (data.rows.{split}={len(rows)})")
@@ -74,7 +75,7 @@ def read_questions(
     origin = origins.FileOrigin([path], form)
     notes: list[str] = []
     mapped = {name: column for name, column in config.columns.items() if name in asked}
-    columns = checking.mapping(_with(config, columns=mapped), asked, {"input": origin}, notes)
+    columns = checking.mapping(replace(config, columns=mapped), asked, {"input": origin}, notes)
     whole, questions, bad = [], [], []
     for number, (where, row) in enumerate(formats.lines(path, form)):
         if isinstance(row, Mistake):
@@ -91,9 +92,3 @@ def read_questions(
     if bad:
         notes.append(f"left out {checking.some(bad, len(whole) + len(bad))}")
     return whole, questions, notes
-
-
-def _with(config: DataConfig, **changes: Any) -> DataConfig:
-    from dataclasses import replace
-
-    return replace(config, **changes)

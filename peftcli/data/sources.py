@@ -60,10 +60,10 @@ def load(config: DataConfig, needed: list[str]) -> Splits:
         have = ", ".join(found) or "none of the three"
         raise UserError(Mistake(f"no train split; there is {have}", "data", hint="name it: data.splits.train=NAME"))
     columns = checking.mapping(config, needed, found, notes)
-    splits, skipped = _read(config, found, columns, needed, notes)
+    splits, skipped = read(config, found, columns, needed, notes)
     _set_aside(config, splits, notes)
     for split, rows in splits.items():
-        splits[split] = _draw(config, split, rows, notes)
+        splits[split] = draw(config, split, rows, notes)
     prints = "\n".join(f"{split} {splits[split].fingerprint()}" for split in SPLITS if split in splits)
     counts = {split: len(rows) for split, rows in splits.items() if isinstance(rows, Rows)}
     return Splits(
@@ -94,9 +94,14 @@ def _check_numbers(config: DataConfig) -> None:
         raise UserError(*mistakes)
 
 
-def _read(
+def read(
     config: DataConfig, found: dict[str, Origin], columns: dict[str, str], needed: list[str], notes: list[str]
 ) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    """The splits' rows as they are, without those that cannot be used, and how many those were, by split and reason.
+
+    Raises:
+        UserError: Bad rows (unless they are skipped), empty splits.
+    """
     splits: dict[str, Any] = {}
     skipped: dict[str, dict[str, int]] = {}
     mistakes: list[Mistake] = []
@@ -139,7 +144,8 @@ def _set_aside(config: DataConfig, splits: dict[str, Any], notes: list[str]) -> 
         notes.append(f"{split}: {len(splits[split])} rows set aside from train (data.{split}_share={share:g})")
 
 
-def _draw(config: DataConfig, split: str, rows: Any, notes: list[str]) -> Any:
+def draw(config: DataConfig, split: str, rows: Any, notes: list[str]) -> Any:
+    """As many of a split's rows as `data.rows` asks for."""
     wanted = config.rows.get(split)
     if wanted is None or isinstance(rows, Stream):
         return rows

@@ -15,11 +15,6 @@ FAILURE = "failure.json"
 """File in the run folder in which a worker leaves the message of its failure for the parent."""
 
 
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def check(config: LaunchConfig) -> None:
     """Refuse more processes than there is hardware for.
 
@@ -29,6 +24,8 @@ def check(config: LaunchConfig) -> None:
     if config.processes == 1:
         return
     import torch
+
+    from peftcli.artifacts.environment import cores
 
     on_gpu = config.device == "cuda" or (config.device == "auto" and torch.cuda.is_available())
     most, unit = (torch.cuda.device_count(), "GPUs") if on_gpu else (cores(), "CPU cores")
@@ -65,6 +62,8 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> None:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
+
+    from peftcli.artifacts.environment import cores
 
     (run / FAILURE).unlink(missing_ok=True)
     threads = config.threads or max(1, cores() // config.processes)

@@ -21,7 +21,7 @@ def select(model: Any, mask_BL: torch.Tensor) -> Iterator[None]:
     and on adapted models; prompt tuning puts virtual tokens before the row, so positions count from the row's end.
 
     Args:
-        model: A model with an output embedding (`get_output_embeddings`).
+        model: A model with an output embedding (`get_output_embeddings`), wrapped for several processes or not.
         mask_BL: Boolean; true where logits are wanted. `logits[i]` predict the token after the i-th true position.
     """
     selected_BL = mask_BL.bool()
@@ -30,7 +30,8 @@ def select(model: Any, mask_BL: torch.Tensor) -> Iterator[None]:
         hidden_BLD, *rest = inputs
         return hidden_BLD[:, -selected_BL.shape[1] :][selected_BL], *rest
 
-    handle = model.get_output_embeddings().register_forward_pre_hook(gather)
+    # DistributedDataParallel passes no attribute on to what it wraps.
+    handle = getattr(model, "module", model).get_output_embeddings().register_forward_pre_hook(gather)
     try:
         yield
     finally:

@@ -60,7 +60,6 @@ def _content(run: Record) -> dict[str, Any]:
     """Everything the template shows, in its order; the template itself decides nothing but layout."""
     report, script = run.report, (HERE / "page.js").read_text(encoding="utf-8")
     about = report.get("run") or {}
-    generated_rows = _group(run, "task").get("generated_rows")
     shown, left_out = _examples(report, _group(run, "task").get("type") == "classification")
     checks = sorted(report.get("checks") or [], key=lambda check: bool(check.get("passed")))
     return {
@@ -70,9 +69,9 @@ def _content(run: Record) -> dict[str, Any]:
         "name": about.get("name") or run.config.get("name") or run.path.name,
         "status": about.get("status") or "unfinished",
         "state": _state(run),
-        "verdict": quality.verdict(report, generated_rows),
+        "verdict": quality.verdict(report),
         "facts": list(_facts(run)),
-        "quality": quality.table(report, generated_rows),
+        "quality": quality.table(report),
         "split": (report.get("quality") or {}).get("split", "test"),
         "cost": list(_cost(report)),
         "checks": checks,

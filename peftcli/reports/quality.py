@@ -70,24 +70,23 @@ def higher_is_better(metric: str, quality: dict[str, Any]) -> bool:
     return metric not in LOWER_IS_BETTER
 
 
-def measured_rows(report: dict[str, Any], metric: str, generated_rows: int | None = None) -> int | None:
-    """How many rows a metric was measured on; generated answers are only measured on the first few."""
+def measured_rows(report: dict[str, Any], metric: str) -> int | None:
+    """How many rows a metric was measured on; generated answers are measured on a few."""
     quality = report.get("quality") or {}
     split = (report.get("data") or {}).get(quality.get("split", "test")) or {}
-    n = quality.get("rows_measured") or split.get("rows")
-    if metric in GENERATED and generated_rows and n:
-        return min(n, generated_rows)
-    return n or None
+    if metric in GENERATED and (generated := quality.get("rows_generated")):
+        return generated
+    return quality.get("rows_measured") or split.get("rows") or None
 
 
-def table(report: dict[str, Any], generated_rows: int | None = None) -> Table:
+def table(report: dict[str, Any]) -> Table:
     """The quality table of a report, with the best value of each column marked and intervals where they hold."""
     quality = report.get("quality") or {}
     rows = [(str(row.get("name", "")), row.get("metrics") or {}) for row in quality.get("rows") or []]
     names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
     main = quality.get("metric")
     metrics = [main, *(m for m in names if m != main)] if main in names else names
-    counts = {m: measured_rows(report, m, generated_rows) for m in metrics}
+    counts = {m: measured_rows(report, m) for m in metrics}
     best = {}
     for metric in metrics:
         values = [v[metric] for _, v in rows if _finite(v.get(metric))]
@@ -105,7 +104,7 @@ def table(report: dict[str, Any], generated_rows: int | None = None) -> Table:
     return Table(metrics, [(name, [cell(m, values.get(m)) for m in metrics]) for name, values in rows], counts)
 
 
-def verdict(report: dict[str, Any], generated_rows: int | None = None) -> str:
+def verdict(report: dict[str, Any]) -> str:
     """The result in one or two sentences for someone who does not train models."""
     quality = report.get("quality") or {}
     metric = quality.get("metric") or ""
@@ -113,7 +112,7 @@ def verdict(report: dict[str, Any], generated_rows: int | None = None) -> str:
     values: dict[str, float] = {name: value for name, value in measured if _finite(value)}
     if "tuned" not in values:
         return "The tuned model was not measured on held-out rows, so this page cannot say whether tuning helped."
-    n = measured_rows(report, metric, generated_rows)
+    n = measured_rows(report, metric)
     held_out = f"{n:,} held-out rows" if n else "held-out rows"
     tuned = values.pop("tuned")
     if metric in PROPORTIONS:

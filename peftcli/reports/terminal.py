@@ -11,18 +11,17 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
-def table(report: dict[str, Any], generated_rows: int | None = None) -> Table:
+def table(report: dict[str, Any]) -> Table:
     """The quality of the base, the baselines and the tuned model, with the cost as its caption.
 
     Args:
         report: The contents of report.json; missing parts are left out.
-        generated_rows: `task.generated_rows`, where answers were generated for fewer rows than were measured.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    measured = quality.table(report, generated_rows)
+    measured = quality.table(report)
     main = measured.metrics[0] if measured.metrics else ""
     rows = measured.counts.get(main)
     split = (report.get("quality") or {}).get("split", "test")
@@ -58,11 +57,11 @@ def cost(report: dict[str, Any]) -> str:
     return "  ".join(parts)
 
 
-def plain(report: dict[str, Any], generated_rows: int | None = None) -> str:
+def plain(report: dict[str, Any]) -> str:
     """The same table as aligned text without colour, rules or wrapping, for logs and pipes."""
     from rich.console import Console
 
-    view = table(report, generated_rows)
+    view = table(report)
     view.box = None
     view.caption = None
     text = io.StringIO()

@@ -172,6 +172,6 @@ def zero_gradient(norm: float, in_a_row: int, step: int) -> int:
         raise CheckFailed(
             "zero-gradient",
             f"the gradient has been exactly zero for {ZERO_STEPS} steps, up to step {step}",
-            "the weights have left the range in which the model answers; try a lower optim.lr or training.precision=fp32",
+            "the weights have left the range in which the model answers; try a lower optim.lr",
         )
     return in_a_row + 1

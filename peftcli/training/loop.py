@@ -73,7 +73,7 @@ def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
     stages = job.method.stages(job.steps)
     while progress.stage < len(stages) and not progress.stopped_early:
         stage = stages[progress.stage]
-        _StageLoop(job, stage, progress, touched, resumed).run()
+        StageLoop(job, stage, progress, touched, resumed).run()
         resumed = None
         if progress.stage == len(stages) - 1 or progress.stopped_early:
             break
@@ -90,7 +90,7 @@ def _keep_best(job: Job, progress: Progress) -> None:
         job.display.say(f"kept the best measured checkpoint, step {progress.best_step} of {progress.step}")
 
 
-class _StageLoop:
+class StageLoop:
     """One stage: its trained tensors, its optimiser, its schedule."""
 
     def __init__(self, job: Job, stage: Stage, progress: Progress, touched: set[str], resumed: Checkpoint | None):
@@ -111,14 +111,11 @@ class _StageLoop:
                 job.accelerator.scaler.load_state_dict({**job.accelerator.scaler.state_dict(), "scale": resumed.scale})
 
     def run(self) -> None:
-        """Steps up to the stage's end, an early stop or a request to stop."""
+        """Take steps up to the stage's end, an early stop or a request to stop."""
         job, progress = self.job, self.progress
         job.model.train()
         while progress.stage_step < self.stage.steps:
-            row, asked = self._step()
-            if progress.step % self.settings.log_every == 0:
-                job.log(row)
-            job.display.step(row)
+            asked = self.advance()
             last = progress.stage_step == self.stage.steps
             measured = job.measure is not None and self._due(self.settings.eval_every, last)
             if measured:
@@ -129,6 +126,14 @@ class _StageLoop:
                 raise Stopped
             if progress.stopped_early:
                 return
+
+    def advance(self) -> bool:
+        """One optimiser step, logged and shown; returns whether any process was asked to stop."""
+        row, asked = self._step()
+        if self.progress.step % self.settings.log_every == 0:
+            self.job.log(row)
+        self.job.display.step(row)
+        return asked
 
     def _step(self) -> tuple[dict[str, Any], bool]:
         """One optimiser step; returns its log row and whether any process was asked to stop."""

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 
+from peftcli.artifacts import environment
 from peftcli.config.errors import UserError
 from peftcli.config.schema import LaunchConfig, RunConfig
 from peftcli.data import sources
@@ -29,10 +30,10 @@ from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds
 from peftcli.training.feed import Feed, StreamFeed
 
+
 def use_cores(config: LaunchConfig) -> None:
     """Give this process its share of the CPU: all cores among all processes, whatever the environment says."""
-    mine = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(config.threads or max(1, mine // config.processes))
+    torch.set_num_threads(config.threads or max(1, environment.cores() // config.processes))
 
 
 def build_accelerator(config: RunConfig) -> Accelerator:

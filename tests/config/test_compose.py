@@ -68,6 +68,8 @@ def test_every_group_file_composes(group, choice):
     extra = {
         ("method", "peft"): ["method.type=LORA"],
         ("method", "linear_probe"): ["task.head=linear"],
+        ("data", "files"): ["data.files.train=rows.jsonl"],
+        ("data", "hub"): ["data.name=someone/something"],
     }.get((group, choice), [])
     composed = compose("quickstart", [f"{group}={choice}", *extra])
     name = composed.tree[group].get("name") or composed.tree[group].get("type")

@@ -29,7 +29,7 @@ def test_a_saved_run_loads_as_the_same_run(recipe, tmp_path):
 
 
 def test_awkward_texts_survive_saving(tmp_path):
-    for text in [
+    awkward = [
         "yes",
         "1e3",
         "${",
@@ -42,7 +42,8 @@ def test_awkward_texts_survive_saving(tmp_path):
         "#",
         "'",
         " x ",
-    ]:
+    ]
+    for text in awkward:
         config = compose("quickstart").config
         config.name = text
         frozen.save(config, tmp_path / "config.yaml")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -52,6 +54,19 @@ def test_the_head_sees_the_selected_positions_only() -> None:
         model(**base.batch)
     model(**base.batch)
     assert rows == [(3, 64), (2, 7, 64)]
+
+
+def test_a_model_wrapped_for_several_processes(tmp_path: Path) -> None:
+    from torch.distributed import destroy_process_group, init_process_group
+    from torch.nn.parallel import DistributedDataParallel
+
+    base, model, _ = ROWS[1].attached()
+    init_process_group("gloo", init_method=f"file://{tmp_path / 'store'}", rank=0, world_size=1)
+    try:
+        with select(wrapped := DistributedDataParallel(model), base.targets != -100):
+            assert wrapped(**base.batch).logits.shape == (int((base.targets != -100).sum()), 64)
+    finally:
+        destroy_process_group()
 
 
 def test_full_logits_are_back_after_an_error() -> None:

@@ -41,8 +41,9 @@ def test_gradient_checkpointing_does_not_change_the_curve(make_run):
 
 def test_two_processes_follow_the_curve_of_one(make_run):
     settings = {"batch_size": 7, "max_steps": 6, "eval_every": 3}  # 7 rows: an unequal share, of unequal lengths
-    one, two = make_run(method=PLAIN, training=settings), make_run(
-        method=PLAIN, training=settings, launch={"processes": 2}
+    one, two = (
+        make_run(method=PLAIN, training=settings),
+        make_run(method=PLAIN, training=settings, launch={"processes": 2}),
     )
     train_here(one.path, quiet=True)
     from peftcli.config import frozen
@@ -53,7 +54,9 @@ def test_two_processes_follow_the_curve_of_one(make_run):
     assert norms(two) == pytest.approx(norms(one), rel=1e-3)
     measured = [[row["validation"]["loss"] for row in run.metrics() if "validation" in row] for run in (one, two)]
     assert measured[1] == pytest.approx(measured[0], rel=1e-3)
-    assert [r["tokens"] for r in two.metrics() if "tokens" in r] == [r["tokens"] for r in one.metrics() if "tokens" in r]
+    assert [r["tokens"] for r in two.metrics() if "tokens" in r] == [
+        r["tokens"] for r in one.metrics() if "tokens" in r
+    ]
 
 
 def test_a_failure_in_a_worker_reaches_the_parent_with_its_name(make_run):
@@ -115,9 +118,10 @@ def test_streamed_rows_train_and_resume_at_their_place(make_run, train):
     assert train(run, "log", 6) != 0
     assert train(run) == 0
     assert losses(run) == losses(reference)
-    assert next(run.adapter.glob("*.safetensors")).read_bytes() == next(
-        reference.adapter.glob("*.safetensors")
-    ).read_bytes()
+    assert (
+        next(run.adapter.glob("*.safetensors")).read_bytes()
+        == next(reference.adapter.glob("*.safetensors")).read_bytes()
+    )
 
 
 def test_a_stranger_loads_and_merges_the_adapter_with_plain_peft(make_run, checkpoint):

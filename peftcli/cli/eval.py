@@ -1,0 +1,80 @@
+"""`peft eval RUN`: measure a finished run again."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peftcli.cli.completion import complete_override
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+class Split(StrEnum):
+    """What can be measured."""
+
+    train = "train"
+    validation = "validation"
+    test = "test"
+
+
+def eval(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or the adapter's folder in it.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Other rows, as data.files.test=FILE; where the base is now, as model.name=FOLDER."),
+    ] = None,
+    split: Annotated[Split | None, typer.Option(help="Split to measure; that of the run's report if not given.")] = None,
+    baselines: Annotated[
+        bool, typer.Option("--baselines", help="Also what can be had without the model; reads the training rows.")
+    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Use a base with other weights than those of training.")] = False,
+    output: Annotated[Path | None, typer.Option(help="Also write the result, with every example, to this file.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """Measure a finished run on its own held-out rows, or on others; the run's folder is only read."""
+    from rich.console import Console
+
+    from peftcli.artifacts.remeasure import remeasure
+    from peftcli.artifacts.tuned import open_tuned
+    from peftcli.training.prepare import use_cores
+
+    given = overrides or []
+    with Console(stderr=True).status("measuring"):
+        tuned = open_tuned(run, given, force=force)
+        use_cores(tuned.config.launch)
+        found = remeasure(tuned, given, split.value if split else "", baselines)
+    if output is not None:
+        from peftcli.artifacts.atomic import write_json
+
+        write_json(output, found)
+    if as_json:
+        typer.echo(json.dumps({key: value for key, value in found.items() if key != "examples"}))
+        return
+    _print(Console(), found)
+    if output is not None:
+        typer.echo(f"result with every example: {output}")
+
+
+def _print(console: Console, found: dict[str, Any]) -> None:
+    from peftcli.reports.terminal import table
+
+    for note in found["notes"]:
+        typer.echo(f"note: {note}")
+    if found["forced_base"]:
+        typer.echo(f"forced: {len(found['forced_base'])} tensors of this base are not those that were trained on")
+    console.print(table(found))
+    if not found["reported"]:
+        return
+    changed = {name: change for name, change in found["difference"].items() if change}
+    if not changed:
+        typer.echo("the tuned model's numbers are those of the run's report, digit for digit")
+    for name, change in changed.items():
+        typer.echo(f"{name}: {change:+.6g} against the run's report ({found['reported'][name]:.6g})")
+    if changed:
+        typer.echo("another machine, version, precision or number of threads gives small differences, no large ones")

@@ -1,0 +1,78 @@
+"""`peft predict RUN --input FILE`: a finished run's answers to new rows."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from peftcli.cli.completion import complete_override
+from peftcli.config.errors import UserError
+
+if TYPE_CHECKING:
+    from peftcli.artifacts.tuned import Tuned
+
+
+def predict(
+    run: Annotated[Path, typer.Argument(help="The run's folder, or the adapter's folder in it.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Where the file differs from the run's rows: data.columns.text=body, data.bad_rows=skip."),
+    ] = None,
+    input: Annotated[Path | None, typer.Option(help="Rows as jsonl, csv or parquet; no answers are needed.")] = None,
+    text: Annotated[str | None, typer.Option(help="A single text instead of a file.")] = None,
+    output: Annotated[Path | None, typer.Option(help="A jsonl or csv file to write; standard output if not given.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Use a base with other weights than those of training.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Answer the rows of a file, or one text, with a finished run; the file's own columns are kept."""
+    if (input is None) == (text is None):
+        raise UserError('give it either a file or one text: --input FILE, or --text "..."')
+    if text is not None and output is not None:
+        raise UserError("--text prints its answer; --output goes with --input")
+    from rich.console import Console
+
+    from peftcli.artifacts import answers
+    from peftcli.artifacts.tuned import open_tuned
+    from peftcli.training.prepare import use_cores
+
+    kind = answers.form(output)
+    with Console(stderr=True).status("loading the model") as status:
+        tuned = open_tuned(run, overrides or [], force=force)
+        use_cores(tuned.config.launch)
+        if text is not None:
+            found: dict[str, Any] = answers.answer_text(tuned, text)
+        else:
+            assert input is not None
+            rows, notes = answers.answer_file(
+                tuned, input, lambda done, total: status.update(f"{done:,} of {total:,} rows")
+            )
+    _say_forced(tuned)
+    if text is not None:
+        typer.echo(json.dumps(found, ensure_ascii=False) if as_json else _line(found))
+        return
+    for note in notes:
+        typer.echo(f"note: {note}", err=True)
+    if output is not None:
+        answers.save(rows, output)
+    if as_json:
+        about = {"rows": len(rows), "notes": notes, "forced_base": tuned.forced_base}
+        place = {"predictions": rows} if output is None else {"output": str(output)}
+        typer.echo(json.dumps(about | place, ensure_ascii=False, default=str))
+    elif output is not None:
+        typer.echo(f"{len(rows):,} rows answered: {output}")
+    else:
+        answers.write(rows, sys.stdout, kind)
+
+
+def _say_forced(tuned: Tuned) -> None:
+    if tuned.forced_base:
+        what = f"forced: {len(tuned.forced_base)} tensors of this base are not those that were trained on"
+        typer.echo(what, err=True)
+
+
+def _line(found: dict[str, Any]) -> str:
+    return found["predicted"] + (f"  ({found['score']:.1%})" if "score" in found else "")

@@ -1,0 +1,116 @@
+"""Bytes that a computation would hold, counted without holding them.
+
+The computation runs on fake tensors: shapes, types and the device whose kernels are chosen, without contents. PyTorch
+takes the same path as with real ones (autocast, fused attention, autograd, recomputation), and each storage it would
+allocate is booked when it appears and struck out when it is let go.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+QUESTIONS = {"prim::device", "prim::layout"}
+"""What fake tensors are asked for between two operations; nothing is allocated."""
+
+
+class Ledger(TorchDispatchMode):
+    """Books storages while it is the active mode; strikes them out whenever they go.
+
+    Args:
+        known: Tensors that are there already and cost nothing more.
+        chosen: True values of every boolean mask that indexes a tensor: their number decides a shape, and a fake
+            mask has none.
+
+    Attributes:
+        live: Bytes held now.
+        peak: The most bytes held at once.
+    """
+
+    def __init__(self, known: Iterable[torch.Tensor] = (), chosen: int = 0):
+        super().__init__()
+        self.live = self.peak = 0
+        self._chosen = chosen
+        self._books: dict[int, weakref.ref] = {}
+        for tensor in known:
+            self._book(tensor, free=True)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 0 if args[0].dtype is torch.bool else 1  # a factor, or whether something is out of range
+        if func is torch.ops.aten.index.Tensor:
+            args = (args[0], [part for index in args[1] for part in self._positions(index)])
+        out = func(*args, **(kwargs or {}))
+        if func._schema.name not in QUESTIONS:
+            for leaf in tree_leaves(out):
+                if isinstance(leaf, torch.Tensor):
+                    self._book(leaf)
+        return out
+
+    def forget_peak(self) -> None:
+        """Begin to look for the peak anew."""
+        self.peak = self.live
+
+    def _positions(self, index: torch.Tensor | None) -> list[torch.Tensor | None]:
+        if index is None or index.dtype is not torch.bool:
+            return [index]
+        return [torch.empty(self._chosen, dtype=torch.long, device=index.device) for _ in range(index.dim())]
+
+    def _book(self, tensor: torch.Tensor, free: bool = False) -> None:
+        if tensor.layout is not torch.strided:
+            return
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self._books:
+            return
+        size = 0 if free else storage.nbytes()
+
+        def strike(_: weakref.ref) -> None:
+            del self._books[key]
+            self.live -= size
+
+        self._books[key] = weakref.ref(storage, strike)
+        self.live += size
+        self.peak = max(self.peak, self.live)
+
+
+def held_by(model: nn.Module) -> dict[torch.dtype, int]:
+    """Bytes of a model's parameters and buffers by type; what several of them share counts once."""
+    seen: dict[int, tuple[torch.dtype, int]] = {}
+    for tensor in [*model.parameters(), *model.buffers()]:
+        storage = tensor.untyped_storage()
+        seen[storage._cdata] = (tensor.dtype, storage.nbytes())
+    found: dict[torch.dtype, int] = {}
+    for dtype, size in seen.values():
+        found[dtype] = found.get(dtype, 0) + size
+    return found
+
+
+@contextmanager
+def pretending(model: nn.Module, device: str) -> Iterator[None]:
+    """Within it a model of the meta device has fake tensors on a device, as do all tensors that are made there."""
+    made: dict[int, torch.Tensor] = {}
+
+    def fake(tensor: torch.Tensor) -> torch.Tensor:
+        if id(tensor) not in made:
+            empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+            if isinstance(tensor, nn.Parameter):
+                empty = nn.Parameter(empty, requires_grad=tensor.requires_grad)
+            made[id(tensor)] = empty
+        return made[id(tensor)]
+
+    with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
+        for module in model.modules():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in tensors.items():
+                    if tensor is not None:
+                        tensors[name] = fake(tensor)  # type: ignore[assignment]
+        yield

@@ -1,0 +1,50 @@
+"""A tiny checkpoint and labelled rows on disk, and runs over them."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "music", "plot", "cast", "the", "a", "was", "and"]
+
+
+def _sentence(draw: random.Random, label: str) -> str:
+    pool = WORDS[:3] if label == "good" else WORDS[3:6]
+    return " ".join(draw.choice(pool if draw.random() < 0.4 else WORDS[6:]) for _ in range(draw.randint(3, 14)))
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A LLaMA of two layers with its tokenizer, as a folder."""
+    from tests.tiny import build_llama, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    words = make_tokenizer()
+    words.save_pretrained(folder)
+    build_llama(len(words)).float().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> dict[str, str]:
+    folder, draw = tmp_path_factory.mktemp("rows"), random.Random(0)
+    files = {}
+    for split, count in {"train": 40, "validation": 12, "test": 16}.items():
+        path = folder / f"{split}.jsonl"
+        labels = [("good", "bad")[i % 2] for i in range(count)]
+        path.write_text("".join(json.dumps({"text": _sentence(draw, y), "label": y}) + "\n" for y in labels))
+        files[split] = str(path)
+    return files
+
+
+@pytest.fixture
+def make_run(checkpoint, rows, tmp_path) -> Callable:
+    """`make_run(training={...}, optim={...}, method=..., launch={...}, task={...})` makes a run folder."""
+    from tests.runs import make_run
+
+    return partial(make_run, checkpoint, rows, tmp_path / "runs")
