@@ -5,14 +5,11 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
 from peftcli.cli.completion import complete_override
-
-if TYPE_CHECKING:
-    from rich.console import Console
 
 
 class Split(StrEnum):
@@ -56,19 +53,19 @@ def eval(
     if as_json:
         typer.echo(json.dumps({key: value for key, value in found.items() if key != "examples"}))
         return
-    _print(Console(), found)
+    _print(found)
     if output is not None:
         typer.echo(f"result with every example: {output}")
 
 
-def _print(console: Console, found: dict[str, Any]) -> None:
-    from peftcli.reports.terminal import table
+def _print(found: dict[str, Any]) -> None:
+    from peftcli.reports.terminal import show
 
     for note in found["notes"]:
         typer.echo(f"note: {note}")
     if found["forced_base"]:
         typer.echo(f"forced: {len(found['forced_base'])} tensors of this base are not those that were trained on")
-    console.print(table(found))
+    show(found)
     if not found["reported"]:
         return
     changed = {name: change for name, change in found["difference"].items() if change}

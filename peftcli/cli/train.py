@@ -80,9 +80,7 @@ def _close(folder: Path, report: dict, as_json: bool) -> None:
     if report["run"]["status"] == "stopped":
         typer.echo(f"stopped with a checkpoint; continue with: peft train --resume {folder}")
         return
-    from rich.console import Console
+    from peftcli.reports.terminal import show
 
-    from peftcli.reports.terminal import table
-
-    Console().print(table(report))
+    show(report)
     typer.echo(f"report: {folder / 'report.html'}")

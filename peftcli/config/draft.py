@@ -180,7 +180,7 @@ class Draft:
             self.origins[key] = place
             while "." in key:
                 key = key.rpartition(".")[0]
-                if len([known for known in self.origins if known.startswith(f"{key}.")]) == 1:
+                if {self.origins[known] for known in self.origins if known.startswith(f"{key}.")} == {place}:
                     self.origins[key] = place  # nothing was below it before
 
     def _cannot_apply(self, override: Override) -> Mistake | None:

@@ -50,7 +50,7 @@ def sort(lines: list[str], repository: Repository, listed: set[str]) -> Override
             continue
         if not repository.group_exists(override.key_or_group) or isinstance(value, dict):
             found.values.append(override)
-        elif (mistake := _wrong_choice(override, repository)) is not None:
+        elif (mistake := _wrong_choice(override, repository, listed)) is not None:
             found.mistakes.append(mistake)
             found.undecided.add(override.key_or_group)
         else:
@@ -65,12 +65,14 @@ def _unreadable(line: str, error: Exception) -> Mistake:
     return Mistake(f"cannot be read: {reason}", f"override {line}", hint=hint)
 
 
-def _wrong_choice(override: Override, repository: Repository) -> Mistake | None:
+def _wrong_choice(override: Override, repository: Repository, listed: set[str]) -> Mistake | None:
     group, value = override.key_or_group, override.value()
     if override.is_delete():
         return None
     if override.is_force_add():
         return Mistake(f"++ sets values; {group} is a group", where(override), hint=f"write {group}={value}")
+    if override.type is OverrideType.ADD and override.get_key_element().lstrip("+") in listed:
+        return Mistake(f"the recipe already chooses a {group}", where(override), hint=f"write {group}={value}")
     chosen = value if isinstance(value, list) else [value]
     for name in chosen:
         if not repository.config_exists(f"{group}/{name}"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
@@ -181,7 +182,7 @@ def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
     found = [*_ranges(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return [*found, *_metric(where), *_peft(where)]
+    return [*found, *_columns(where), *_metric(where), *_peft(where)]
 
 
 class _Where:
@@ -269,7 +270,10 @@ def _texts(where: _Where) -> Iterator[Mistake]:
         except ValueError as error:
             yield Mistake(f"{key} cannot be read: {error}", where.of(key), hint="write {{ and }} for plain braces")
             continue
-        if not columns:
+        if "" in columns:
+            hint = "write {column} for a column, {{ and }} for plain braces"
+            yield Mistake(f"{key} has braces without a name", where.of(key), hint=hint)
+        elif not columns:
             yield Mistake(f"{key} names no column", where.of(key), hint="name one in braces, such as {text}")
     answer = where.get("task.answer")
     if isinstance(answer, str):
@@ -281,6 +285,23 @@ def _texts(where: _Where) -> Iterator[Mistake]:
             if groups < 1:
                 hint = "put the part that is the answer in parentheses"
                 yield Mistake("task.answer has no group", where.of("task.answer"), hint=hint)
+
+
+def _columns(where: _Where) -> Iterator[Mistake]:
+    """A mapping that no template reads, where one is read that has nearly its name and no mapping."""
+    texts = [text for key in ("task.prompt", "task.completion") if isinstance(text := where.get(key), str)]
+    given = where.get("data.columns")
+    if not isinstance(given, dict) or not texts:
+        return
+    read = {"label"} if where.get("task.type") == "classification" else set()
+    for text in texts:
+        with suppress(ValueError):  # named by `_texts`
+            read |= {name for _, name, _, _ in string.Formatter().parse(text) if name}
+    for name in given.keys() - read:
+        if near := nearest(name, read - given.keys()):
+            place = where.of(f"data.columns.{name}", "data.columns")
+            what = f"data.columns.{name} is read by nothing in this task"
+            yield Mistake(what, place, tuple(sorted(read)), f"data.columns.{near}")
 
 
 def two_batch_sizes(checked: Checked) -> list[Mistake]:

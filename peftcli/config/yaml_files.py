@@ -128,7 +128,7 @@ def _note_lines(file: YamlFile, node: yaml.Node, path: str) -> None:
 
 
 def _defaults(file: YamlFile, listed: Any) -> list[Any]:
-    """The entries of a defaults list that Hydra can read; the others are mistakes."""
+    """The entries of a defaults list that Hydra can read, with `_self_` among them; the others are mistakes."""
     hint = "write a list of entries such as `- model: NAME`"
     if not isinstance(listed, list):
         file.mistakes.append(Mistake("defaults is not a list", file.where("defaults"), hint=hint))
@@ -146,7 +146,8 @@ def _defaults(file: YamlFile, listed: Any) -> list[Any]:
         words = [word for word in group.split() if word not in ("override", "optional")]
         name = words[-1].split("@")[0].lstrip("/") if words else ""
         file.choices += [(name, one, line) for one in (choice if isinstance(choice, list) else [choice]) if one]
-    return kept
+    # Hydra would warn and do the same: what a file itself says comes after the groups that it lists.
+    return kept if "_self_" in kept else [*kept, "_self_"]
 
 
 def _checked(file: YamlFile, value: Any, path: str, references: bool) -> Any:

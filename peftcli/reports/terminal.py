@@ -42,6 +42,17 @@ def table(report: dict[str, Any]) -> Table:
     return view
 
 
+def show(report: dict[str, Any]) -> None:
+    """Print the table: in colour on a terminal, else as plain text, however wide."""
+    from rich.console import Console
+
+    console = Console()
+    if console.is_terminal:
+        console.print(table(report))
+    else:
+        print(plain(report), end="")
+
+
 def cost(report: dict[str, Any]) -> str:
     """One line: trained parameters, peak memory, time."""
     parameters, memory, time = (report.get(key) or {} for key in ("parameters", "memory", "time"))

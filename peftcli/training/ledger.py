@@ -39,17 +39,20 @@ class Ledger(TorchDispatchMode):
         super().__init__()
         self.live = self.peak = 0
         self._chosen = chosen
+        self._last: Any = None
         self._books: dict[int, weakref.ref] = {}
         for tensor in known:
             self._book(tensor, free=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 0 if args[0].dtype is torch.bool else 1  # a factor, or whether something is out of range
+            # Tuners ask whether any number is infinite (no), whether a random one is above a threshold (yes), for a factor.
+            return 0 if self._last is torch.ops.aten.any.default else 1
         if func is torch.ops.aten.index.Tensor:
             args = (args[0], [part for index in args[1] for part in self._positions(index)])
         out = func(*args, **(kwargs or {}))
         if func._schema.name not in QUESTIONS:
+            self._last = func
             for leaf in tree_leaves(out):
                 if isinstance(leaf, torch.Tensor):
                     self._book(leaf)

@@ -191,6 +191,15 @@ def test_another_method_leaves_the_recipes_own_values_out_and_says_so():
     assert kept.config.method.targets == ["attention.q", "attention.v"]
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(("entry", "rank"), [("", 31), ("  - _self_\n", 31)])
+def test_a_recipes_own_values_come_last_unless_it_says_otherwise(write, entry, rank):
+    write("own.yaml", MINIMAL.replace("  - _self_\n", entry) + "method:\n  r: 31\n")
+    assert compose("own.yaml").config.method.r == rank
+    write("first.yaml", MINIMAL.replace("  - _self_\n", "").replace(":\n", ":\n  - _self_\n", 1) + "method:\n  r: 31\n")
+    assert compose("first.yaml").config.method.r == 8
+
+
 def test_a_recipe_needs_no_defaults_list(write):
     write(
         "own.yaml",

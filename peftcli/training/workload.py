@@ -1,0 +1,150 @@
+"""What a process holds in memory at once: rows, their length, the positions that are learnt. From the rows, or assumed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from peftcli.config import paths
+from peftcli.config.errors import UserError
+from peftcli.config.schema import GenerationConfig, RunConfig
+from peftcli.data.collate import IGNORE
+from peftcli.data.sampler import BatchSampler
+from peftcli.data.stream import Stream
+from peftcli.tasks import registry as tasks
+from peftcli.tasks.contract import Encoded, Task
+from peftcli.training import prepare, seeds
+
+ASSUMED_LABELS = 2
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A micro-batch."""
+
+    rows: int
+    length: int
+    """Tokens of its longest row, to which the others are padded."""
+    learnt: int
+    """Supervised positions of all rows."""
+
+
+@dataclass
+class Workload:
+    """The micro-batches of a run.
+
+    Attributes:
+        task: The task, fitted where the rows are here.
+        heaviest: The largest micro-batch of training.
+        mean: A micro-batch of rows of mean length; None where the rows are not here.
+        measured: The largest batch of a measurement; None where nothing is measured.
+        accumulates: Several micro-batches add up to an optimiser step.
+        steps: Optimiser steps of the run; None where the rows are not here.
+        notes: What was assumed.
+    """
+
+    task: Task
+    heaviest: Shape
+    mean: Shape | None
+    measured: Shape | None
+    accumulates: bool
+    steps: int | None
+    notes: list[str] = field(default_factory=list)
+
+
+def find(config: RunConfig) -> Workload:
+    """Look at the rows where they are on this machine, and assume the longest ones elsewhere. Asks no network.
+
+    Raises:
+        UserError, CheckFailed: The rows are here and wrong.
+    """
+    if reason := _absent(config):
+        return _assumed(config, reason)
+    material = prepare.load_material(config)
+    if isinstance(material.train, Stream):
+        return _assumed(config, "the rows are a stream", material.task)
+    return _seen(config, material.train, material.task, material.validation or material.test)
+
+
+def _absent(config: RunConfig) -> str:
+    """Why the rows or the tokenizer cannot be read here, or nothing."""
+    for part, group in ((config.data, "data"), (config.model, "model")):
+        if part.source == "hub":
+            return f"{part.name} is on the hub, which is not asked"
+        if part.source == "sample" and not _fetched(str(part.name)):
+            return f"sample {part.name} ({group}) is not fetched"
+    if config.model.weights == "random" and config.model.shape and config.model.source != "folder":
+        return "a model of random weights has no tokenizer"
+    if config.model.source == "folder" and not any(Path(config.model.name).expanduser().glob("tokenizer*")):
+        return f"{config.model.name} has no tokenizer"
+    return ""
+
+
+def _fetched(name: str) -> bool:
+    try:
+        paths.sample_folder(name)
+    except UserError:
+        return False
+    return True
+
+
+def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Workload:
+    settings, length = config.training, config.task.max_length
+    notes = [f"{reason}: every row counts as task.max_length={length} tokens"]
+    if task is None:
+        task = tasks.build(config.task)
+        if isinstance(config.task, GenerationConfig):
+            notes.append("how much of a row is answer is unknown: all of it counts as learnt")
+        else:
+            task.labels = list(config.task.labels) or [str(i) for i in range(ASSUMED_LABELS)]
+            notes.append(f"the labels are unknown: {len(task.labels)} are assumed, which costs next to nothing")
+            vars(task)["words"] = list(range(len(task.labels)))
+    rows = max(1, settings.batch_tokens // length) if settings.batch_tokens else settings.batch_size
+    rows, accumulates = _share(config, rows)
+    learnt = length - 1 if isinstance(config.task, GenerationConfig) else 1
+    return Workload(
+        task, Shape(rows, length, rows * learnt), None,
+        Shape(settings.eval_batch_size, length, settings.eval_batch_size * learnt), accumulates,
+        settings.max_steps, notes,
+    )  # fmt: skip
+
+
+def _share(config: RunConfig, rows: int) -> tuple[int, bool]:
+    """Rows that one process holds at once out of a global batch, and whether there are several such parts."""
+    mine = math.ceil(rows / config.launch.processes)
+    micro = min(config.training.micro_batch_size or mine, mine)
+    return micro, micro < mine
+
+
+def _seen(config: RunConfig, train: Encoded, task: Task, held_out: Encoded | None) -> Workload:
+    settings, lengths = config.training, train.lengths
+    sampler = BatchSampler(
+        lengths, settings.batch_size, settings.batch_tokens, settings.group_by_length,
+        seeds.derive(config.seed, "order"),
+    )  # fmt: skip
+    batches = [sampler.batch(0, position) for position in range(sampler.steps_per_epoch)]
+    largest = max(batches, key=lambda rows: len(rows) * max(lengths[row] for row in rows))
+    rows, accumulates = _share(config, len(largest))
+    if settings.batch_tokens:
+        heaviest = _of(train, sorted(largest, key=lambda row: -lengths[row])[:rows])
+    else:
+        heaviest = _of(train, train.by_length(rows)[0])
+    usual, _ = _share(config, round(len(lengths) / len(batches)))
+    learnt = train.counts["trained_tokens"] / len(train)
+    mean = Shape(usual, round(sum(lengths) / len(lengths)), max(1, round(usual * learnt)))
+    measured = _of(held_out, held_out.by_length(settings.eval_batch_size)[0]) if held_out is not None else None
+    steps = settings.max_steps or sampler.total_steps(settings.epochs)
+    return Workload(task, heaviest, mean, measured, accumulates, steps)
+
+
+def _of(encoded: Encoded, rows: list[int]) -> Shape:
+    """The micro-batch of these rows."""
+    learnt = sum(label != IGNORE for row in encoded.take(rows) for label in row["labels"])
+    return Shape(len(rows), max(encoded.lengths[row] for row in rows), max(1, learnt))
+
+
+def shrunk(shape: Shape, rows: int) -> Shape:
+    """The same with at most so many rows."""
+    rows = min(rows, shape.rows)
+    return replace(shape, rows=rows, learnt=max(1, round(shape.learnt * rows / shape.rows)))
