@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from statistics import mean, median
 
@@ -54,7 +55,7 @@ def overhead(steps: int) -> dict[str, float]:
         run = RunFolder.create(config)
         job = Job(
             config, attached.model, attached.method, material.task, feed, total, accelerator, run,
-            Display(run.log_file, total, quiet=True), StopRequest(), None, lambda row: None,
+            Display(run.log_file, total, quiet=True), StopRequest(),
         )  # fmt: skip
         ours = StageLoop(job, job.method.stages(total)[0], checkpoints.Progress(), set(), None)
         model, task = attached.model.train(), material.task
@@ -145,7 +146,7 @@ def run_trainer(rows: Path, out: Path) -> None:
     trainer.train()
     model.save_pretrained(out)
     losses = [row["loss"] for row in trainer.state.log_history if "loss" in row]
-    gaps = [b - a for a, b in zip(times, times[1:], strict=False)]
+    gaps = [b - a for a, b in pairwise(times)]
     print(json.dumps({"first": times[0] - began, "step": median(gaps[10:]), "loss": mean(losses[-10:])}))
 
 

@@ -37,7 +37,7 @@ def make_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
 
 
 def build_llama(vocabulary: int, labels: int | None = None, dtype: torch.dtype = torch.float64):
-    """A Llama of two layers with random weights in evaluation mode, with a classification head if `labels` are given."""
+    """A LLaMA of two layers with random weights, in evaluation mode; `labels` give it a classification head."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=32,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,7 +70,10 @@ def load(base_model: nn.Module, folder: Path, *, force: bool = False, is_trainab
     names = tensor_names(folder / WEIGHTS)
     different = base_differences(base_model, folder, force=force)
     try:
-        model = PeftModel.from_pretrained(base_model, str(folder), config=config, is_trainable=is_trainable)
+        with warnings.catch_warnings():
+            # PEFT 0.21 asks Transformers for a property that Transformers has renamed.
+            warnings.simplefilter("ignore", FutureWarning)
+            model = PeftModel.from_pretrained(base_model, str(folder), config=config, is_trainable=is_trainable)
     except (KeyError, RuntimeError, ValueError) as error:
         what = f"{folder} does not fit this base: {' '.join(str(error).split())[:600]}"
         raise CheckFailed("adapter-keys", what, "load it on the base that its model card names") from error

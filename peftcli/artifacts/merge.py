@@ -37,6 +37,7 @@ class Drift:
         spread: Standard deviation of the unmerged outputs.
         share: Mean absolute difference at the worst position, as a share of the spread; what the tolerance bounds.
         effect: Mean absolute difference between unmerged and base outputs: what the adapter does at all.
+        agreement: Share of positions whose largest output is the same.
     """
 
     largest: float
@@ -44,6 +45,7 @@ class Drift:
     spread: float
     share: float
     effect: float
+    agreement: float
 
 
 def merge(
@@ -170,6 +172,7 @@ def compare(merged_NV: Tensor, tuned_NV: Tensor, base_NV: Tensor) -> Drift:
         spread=spread,
         share=difference_NV.mean(dim=1).max().item() / max(spread, 1e-12),
         effect=(tuned_NV - base_NV).abs().mean().item(),
+        agreement=(merged_NV.argmax(1) == tuned_NV.argmax(1)).float().mean().item(),
     )
 
 
@@ -183,7 +186,7 @@ def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drif
         f"outputs of the {what} model differ from the unmerged ones by {drift.mean:.3g} in the mean and "
         f"{drift.largest:.3g} at most, where their spread is {drift.spread:.3g}"
     )
-    hint = "" if dtype == torch.float32 else "rounding is finer with --dtype float32"
+    hint = "" if dtype == torch.float32 else "rounding is finer with --dtype fp32"
     if not drift.share <= tolerance:
         worst = f"{numbers}; at the worst position by {drift.share:.2%} of it, and {tolerance:.2%} is allowed"
         raise CheckFailed("merge-drift", worst, hint)

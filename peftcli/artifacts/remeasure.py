@@ -47,8 +47,9 @@ def remeasure(tuned: Tuned, overrides: Sequence[str], split: str = "", baselines
         with tuned.untouched() as base:
             measured = [Quality("untouched base", measure(tuned, base, encoded).metrics), *measured]
     comparable = own and split == told["split"]
-    reported = next((row["metrics"] for row in told["rows"] if row["name"] == "tuned"), {}) if comparable else {}
-    notes += [f"{split}: {n} rows {what}" for what, n in encoded.counts.items() if what in ("truncated", "dropped") and n]
+    before = {row["name"]: row["metrics"] for row in told["rows"]}
+    reported: dict[str, float] = before.get("tuned", {}) if comparable else {}
+    notes += [f"{split}: {n} rows {what}" for what in ("truncated", "dropped") if (n := encoded.counts[what])]
     return {
         "run": str(tuned.run.path),
         "split": split,

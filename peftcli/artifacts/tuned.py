@@ -65,14 +65,13 @@ class Tuned:
             yield load_base(self.config, self.task, self.device).model
 
 
-def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool = False, dtype: str = "") -> Tuned:
+def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool = False) -> Tuned:
     """Load what a finished run has trained, by the run's own config.
 
     Args:
         path: The run's folder, or the adapter's or model's folder in it.
         overrides: As `peftcli.config.rerun.load` allows.
         force: Use the base although its weights are not those that the adapter was trained on.
-        dtype: Type of the base's weights by its PyTorch name; that of training if not given.
 
     Raises:
         UserError: No run there, or one that has not ended, or its base is not on this machine.
@@ -83,8 +82,6 @@ def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool =
         what = f"{run.path} is {run.status}, so it has no tuned model yet"
         raise UserError(Mistake(what, hint=f"continue it to its end: peft train --resume {run.path}"))
     config = rerun.load(run.config, overrides)
-    if dtype:
-        config.model.dtype = dtype  # type: ignore[assignment]
     device = choose_device(config.launch)
     whole = run.model.is_dir() and not run.adapter.is_dir()
     folder = run.model if whole else run.adapter
@@ -94,7 +91,7 @@ def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool =
     task = tasks.build(config.task)
     task.labels = _labels(lineage, config, folder)
     if whole:
-        settings = {"dtype": dtype or "auto", "attn_implementation": config.model.attention}
+        settings = {"dtype": "auto", "attn_implementation": config.model.attention}
         model: Any = adapter.load_model(AUTO[task.architecture], folder, **settings).to(device)  # type: ignore
         words = loading.tokenizer(ModelConfig(str(folder), source="folder"))
     else:

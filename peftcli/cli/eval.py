@@ -9,8 +9,6 @@ from typing import Annotated, Any
 
 import typer
 
-from peftcli.cli.completion import complete_override
-
 
 class Split(StrEnum):
     """What can be measured."""
@@ -26,12 +24,18 @@ def eval(
         list[str] | None,
         typer.Argument(help="Other rows, as data.files.test=FILE; where the base is now, as model.name=FOLDER."),
     ] = None,
-    split: Annotated[Split | None, typer.Option(help="Split to measure; that of the run's report if not given.")] = None,
+    split: Annotated[
+        Split | None, typer.Option(help="Split to measure; that of the run's report if not given.")
+    ] = None,
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also what can be had without the model; reads the training rows.")
     ] = False,
-    force: Annotated[bool, typer.Option("--force", help="Use a base with other weights than those of training.")] = False,
-    output: Annotated[Path | None, typer.Option(help="Also write the result, with every example, to this file.")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a base with other weights than those of training.")
+    ] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="Also write the result, with every example, to this file.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure a finished run on its own held-out rows, or on others; the run's folder is only read."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,13 +24,14 @@ class Kind(StrEnum):
     methods = "methods"
     data = "data"
     checks = "checks"
+    runs = "runs"
 
 
 def ls(
     kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.recipes,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List recipes, models, methods, data and checks."""
+    """List recipes, models, methods, data, checks, and the runs in ./runs."""
     rows = _rows(kind)
     if as_json:
         typer.echo(json.dumps([{"name": name, "about": about} for name, about in rows.items()], indent=2))
@@ -56,7 +58,28 @@ def _rows(kind: Kind) -> dict[str, str]:
             return _group("data")
         case Kind.methods:
             return {name: _about_method(name) for name in sorted(catalog.methods())}
+        case Kind.runs:
+            return _runs(Path("runs"))
     return CHECKS
+
+
+def _runs(folder: Path) -> dict[str, str]:
+    """The run folders in a folder, the latest first: how each ended, its quality, its size on the disk."""
+    from peftcli.artifacts.run_folder import run_folders
+    from peftcli.reports import quality, record, units
+
+    found = {}
+    for path in run_folders(folder):
+        run = record.read(path)
+        told = run.report.get("quality") or {}
+        metric = str(told.get("metric"))
+        tuned: dict = next((row["metrics"] for row in told.get("rows", []) if row["name"] == "tuned"), {})
+        parts = [str(run.config.get("name") or ""), (run.report.get("run") or {}).get("status", "unfinished")]
+        if metric in tuned:
+            parts.append(f"{metric} {quality.written(metric, tuned[metric])} on {told['split']}")
+        parts.append(units.size(sum(file.stat().st_size for file in path.rglob("*") if file.is_file())))
+        found[str(path)] = ", ".join(part for part in parts if part)
+    return found
 
 
 def _group(group: str) -> dict[str, str]:

@@ -23,7 +23,7 @@ COMMANDS = {
     "config": "Show a recipe as it is composed, and where each value comes from.",
     "data": "Show what the model will see: counts, balance, lengths, duplicates, rows.",
     "estimate": "Count parameters and memory of a recipe without loading weights.",
-    "ls": "List recipes, models, methods, data and checks.",
+    "ls": "List recipes, models, methods, data, checks and runs.",
     "cp": "Copy a shipped recipe to a file of your own.",
     "samples": "Fetch, list, verify and remove sample models and data.",
     "doctor": "Look at this machine and say what will work.",

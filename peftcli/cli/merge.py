@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -13,42 +13,55 @@ import typer
 class Dtype(StrEnum):
     """Types that merged weights are saved in."""
 
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+    same = "same"
+    fp32 = "fp32"
+    bf16 = "bf16"
+    fp16 = "fp16"
 
 
 def merge(
-    run: Annotated[Path, typer.Argument(help="The run's folder.")],
+    run: Annotated[Path, typer.Argument(help="The run's folder, or the adapter's folder in it.")],
     to: Annotated[Path, typer.Option(help="The folder to make.")],
-    dtype: Annotated[
-        Dtype | None, typer.Option(help="Type of the saved weights; that of the run if not given.")
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(help="Where things are now: model.name=FOLDER, data.files.test=FILE."),
     ] = None,
-    force: Annotated[
-        bool, typer.Option("--force", help="Merge into a base with other weights; it is recorded.")
-    ] = False,
+    dtype: Annotated[Dtype, typer.Option(help="Type of the saved weights; same is that of training.")] = Dtype.same,
+    force: Annotated[bool, typer.Option("--force", help="Use a base with other weights; it is recorded.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier merge in that folder.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measured differences as JSON.")] = False,
 ) -> None:
     """Merge a run's adapter into its base, compare both on held-out rows, and write a plain model folder."""
-    from peftcli.training.export import export
+    from rich.console import Console
 
-    report = export(run, to, dtype.value if dtype else None, force)
+    from peftcli.artifacts.export import export
+
+    with Console(stderr=True).status("merging"):
+        report = export(run, to, overrides or [], dtype=dtype.value, force=force, overwrite=overwrite)
     if as_json:
         typer.echo(json.dumps(report))
-        return
+    else:
+        _print(report)
+
+
+def _print(report: dict[str, Any]) -> None:
+    from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(
-        title=f"Outputs on {report['rows']} rows of the {report['split']} split, beside the unmerged adapter's"
-    )
-    for column in ("", "mean difference", "largest difference", "worst position, share of spread"):
-        table.add_column(column, justify="left" if not column else "right")
+    for note in report["notes"]:
+        typer.echo(f"note: {note}")
+    console = Console()
+    typer.echo(f"Outputs beside those of the unmerged adapter, on {report['rows']} {report['source']}:")
+    table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
+    for column in ("", "mean difference", "largest", "worst position", "same answer"):
+        table.add_column(column, justify="right" if column else "left")
     for name, key in (("merged", "merge"), ("read back", "reload")):
         drift = report[key]
-        table.add_row(name, f"{drift['mean']:.3g}", f"{drift['largest']:.3g}", f"{drift['share']:.3%}")
-    table.add_row("base, without the adapter", f"{report['merge']['effect']:.3g}", "", "")
-    Console().print(table)
+        worst = f"{drift['share']:.3%} of spread"
+        table.add_row(name, f"{drift['mean']:.3g}", f"{drift['largest']:.3g}", worst, f"{drift['agreement']:.1%}")
+    table.add_row("untouched base", f"{report['merge']['effect']:.3g}")
+    console.print(table)
     if report["forced_base"]:
         typer.echo(f"forced: {len(report['forced_base'])} tensors of this base are not those that were trained on")
     typer.echo(f"model in {report['dtype']}: {report['folder']}")

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.cli.completion import complete_override
 from peftcli.config.errors import UserError
 
 if TYPE_CHECKING:
@@ -24,8 +23,12 @@ def predict(
     ] = None,
     input: Annotated[Path | None, typer.Option(help="Rows as jsonl, csv or parquet; no answers are needed.")] = None,
     text: Annotated[str | None, typer.Option(help="A single text instead of a file.")] = None,
-    output: Annotated[Path | None, typer.Option(help="A jsonl or csv file to write; standard output if not given.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Use a base with other weights than those of training.")] = False,
+    output: Annotated[
+        Path | None, typer.Option(help="A jsonl or csv file to write; standard output if not given.")
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Use a base with other weights than those of training.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Answer the rows of a file, or one text, with a finished run; the file's own columns are kept."""

@@ -14,7 +14,8 @@ from peftcli.config.errors import UserError
 
 def train(
     recipe: Annotated[
-        str | None, typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe)
+        str | None,
+        typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe),
     ] = None,
     overrides: Annotated[
         list[str] | None,
@@ -22,13 +23,17 @@ def train(
     ] = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder exactly where it stood.")] = None,
     processes: Annotated[int | None, typer.Option(help="Worker processes; the same as launch.processes=N.")] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Compose, validate, count, estimate; train nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Compose, validate, count, estimate; train nothing.")
+    ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the closing table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
     """Fine-tune a model and leave a folder with the adapter, the numbers and a report."""
     if (recipe is None) == (resume is None):
-        raise UserError("name either a recipe or, with --resume, a run folder: peft train RECIPE, peft train --resume RUN")
+        raise UserError(
+            "name either a recipe or, with --resume, a run folder: peft train RECIPE, peft train --resume RUN"
+        )
     given = [*(overrides or []), *([f"launch.processes={processes}"] if processes is not None else [])]
     if resume is not None:
         if given:
@@ -51,6 +56,8 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
     from peftcli.launch import processes as launch
 
     composed = compose(recipe, given)
+    for note in composed.notes:
+        typer.echo(f"note: {note}", err=True)
     launch.check(composed.config.launch)
     if composed.config.fetch:
         from peftcli.data.samples.fetch import ensure

@@ -9,6 +9,7 @@ CHECKS = {
     "no-trainable-tokens": "No token of the training rows is learnt: every label is masked.",
     "label-mismatch": "A class has no training row, or the test rows have a label that training has not.",
     "non-finite-loss": "The loss or a gradient became infinite or not a number.",
+    "out-of-memory": "The machine has no more memory to give.",
     "frozen-moved": "A tensor that should stay as it was, or a BatchNorm statistic, has changed.",
     "base-mismatch": "The adapter was trained on another base than the one it is loaded on.",
     "adapter-keys": "The adapter's file lacks tensors of this model, or has tensors that belong nowhere.",

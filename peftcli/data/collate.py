@@ -11,13 +11,14 @@ IGNORE = -100
 """Label of a position that is not supervised."""
 
 
-def pad(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dict[str, torch.Tensor]:
+def pad(rows: list[dict[str, Any]], pad_id: int, side: str = "right", multiple: int = 1) -> dict[str, torch.Tensor]:
     """Pad rows to the longest of them.
 
     Args:
         rows: Encoded rows with `input_ids` and `labels` of equal length; other whole numbers are passed on.
         pad_id: Token that fills up `input_ids`.
         side: Where it goes: `right` to train, `left` to generate.
+        multiple: L is rounded up to a multiple of this: fewer different shapes mean fewer kernels to build and keep.
 
     Returns:
         `input_ids`, `attention_mask` and `labels`, int64 [B, L], and any other whole number as int64 [B]. Without
@@ -28,7 +29,7 @@ def pad(rows: list[dict[str, Any]], pad_id: int, side: str = "right") -> dict[st
     """
     import torch
 
-    longest = max(len(row["input_ids"]) for row in rows)
+    longest = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
 
     def filled(name: str, value: int) -> torch.Tensor:
         out_BL = torch.full((len(rows), longest), value, dtype=torch.long)

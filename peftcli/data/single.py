@@ -1,4 +1,4 @@
-"""Rows for a run that is already trained: one split without the others, or a file of which only the questions matter."""
+"""Rows for a run that is already trained: one split without the others, or a file without answers."""
 
 from __future__ import annotations
 

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 Architecture = Literal["causal-lm", "sequence-classification"]
 HEADS = ("score.", "classifier.")
 RANDOM_WEIGHTS_SEED = 0
+RENAMED = frozenset({"rope_theta", "rope_scaling"})
+"""Keys of a checkpoint's configuration that Transformers 5 still reads, into `rope_parameters`."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ def load(
         UserError: The model cannot be found or read, or is not what the recipe says.
         CheckFailed: `unsafe-weights`: the checkpoint has pickled weights only, or wants to run its own code.
     """
-    folder = find_folder(config)
+    folder = None if meta and config.shape else find_folder(config)
     dtype = DTYPES[precision] if config.dtype == "auto" else getattr(torch, config.dtype)
     shape = _shape(config, folder, from_shape=meta or config.weights == "random")
     if labels is not None and architecture == "sequence-classification":
@@ -134,7 +136,7 @@ def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTra
             raise UserError(unknown("model.shape.model_type", str(model_type), CONFIG_MAPPING.keys()))
         with plain_errors(config):
             usual = CONFIG_MAPPING[model_type]()
-            if strange := [key for key in given if not hasattr(usual, key)]:
+            if strange := [key for key in given if not hasattr(usual, key) and key not in RENAMED]:
                 raise UserError(*(unknown("key of model.shape", key, usual.to_dict()) for key in strange))
             return AutoConfig.for_model(model_type, **given)
     with plain_errors(config):

@@ -32,5 +32,11 @@ def choose(training_precision: str, device: str | torch.device) -> Precision:
     return "bf16" if kind == "cpu" and _cpu_has_bf16() else "fp32"
 
 
+def autocast(precision: str, device: str | torch.device) -> torch.autocast:
+    """A context for the forward pass in this precision; it changes nothing in fp32."""
+    dtype = None if precision == "fp32" else DTYPES[precision]
+    return torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None)
+
+
 def _cpu_has_bf16() -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

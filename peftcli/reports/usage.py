@@ -50,7 +50,8 @@ def _adapter(run: Record, folder: str) -> list[Usage]:
         ),
         Usage(
             "Undo it",
-            "The base was never changed. In Python, switch the adapter off for a while or take it out for good:",
+            "The base was never changed: without the folder adapter/ it is all there is. In Python, switch the adapter "
+            "off for a while or take it out for good:",
             "with model.disable_adapter():\n    ...  # the base answers here\nbase = model.unload()",
         ),
     ]

@@ -10,9 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.data.collate import pad
+from peftcli.models.precision import autocast
 from peftcli.tasks.tokens import pad_id
-
-DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
@@ -22,10 +21,9 @@ def measuring(model: nn.Module, device: Any, precision: str) -> Iterator[None]:
     Not `model.train(was_training)`: that would wake a frozen BatchNorm which somebody had put to rest.
     """
     modes = {module: module.training for module in model.modules()}
-    dtype = DTYPES.get(precision)
     model.eval()
     try:
-        with torch.inference_mode(), torch.autocast(torch.device(device).type, dtype, enabled=dtype is not None):
+        with torch.inference_mode(), autocast(precision, device):
             yield
     finally:
         for module, mode in modes.items():

@@ -53,6 +53,8 @@ class Checkpoint:
     progress: Progress
     trained: dict[str, torch.Tensor]
     optimiser: dict[str, torch.Tensor]
+    method: dict[str, torch.Tensor]
+    """What the method needs beside its trained tensors."""
     scale: float | None
 
 
@@ -67,6 +69,7 @@ def save(root: Path, checkpoint: Checkpoint) -> Path:
     with atomic.folder(final) as partial:
         atomic.write_tensors(partial / "trained.safetensors", checkpoint.trained)
         atomic.write_tensors(partial / "optimiser.safetensors", checkpoint.optimiser)
+        atomic.write_tensors(partial / "method.safetensors", checkpoint.method)
         atomic.write_json(partial / "progress.json", place)
         atomic.write_text(partial / "complete", "")
     return final
@@ -90,6 +93,7 @@ def load(folder: Path) -> Checkpoint:
             Progress(**{k: v for k, v in place["progress"].items() if k in known}),
             load_file(folder / "trained.safetensors"),
             load_file(folder / "optimiser.safetensors"),
+            load_file(folder / "method.safetensors"),
             place["scale"],
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:

@@ -14,10 +14,10 @@ from torch import nn
 from peftcli.artifacts import adapter, lineage
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config.schema import RunConfig
-from peftcli.models import loading, precision, roles
+from peftcli.models import precision, roles
 from peftcli.tasks.contract import Encoded, Evaluation
-from peftcli.training import checks, seeds
-from peftcli.training.prepare import Attached, Material
+from peftcli.training import checks
+from peftcli.training.prepare import Attached, Material, arithmetic, load_model
 
 EXAMPLES = 200
 """Rows that the report shows one by one."""
@@ -42,7 +42,7 @@ def _evaluate(
 ) -> Evaluation:
     return material.task.evaluate(
         model, encoded, material.tokenizer, batch_size=config.training.eval_batch_size, device=accelerator.device,
-        precision=precision.choose(config.training.precision, accelerator.device), generate=generate,
+        precision=arithmetic(config, accelerator), generate=generate,
     )  # fmt: skip
 
 
@@ -62,23 +62,19 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
     _, encoded = material.held_out
     if not config.training.baselines or encoded is None or material.task.architecture != "causal-lm":
         return None
-    if _undoes(attached, accelerator):
+    if _undoes(attached, arithmetic(config, accelerator), accelerator.device):
         with attached.model.disable_adapter():  # type: ignore[operator]
             return _evaluate(attached.model, material, encoded, config, accelerator, generate=True)
     attached.model.to("meta")
-    seeds.start(config.seed, "init", "head")
-    chosen = precision.choose(config.training.precision, accelerator.device)
-    base = loading.load(
-        config.model, chosen, material.task.architecture, material.task.labels, device=str(accelerator.device)
-    )
+    base = load_model(config, material, accelerator)
     return _evaluate(base.model, material, encoded, config, accelerator, generate=True)
 
 
-def _undoes(attached: Attached, accelerator: Accelerator) -> bool:
+def _undoes(attached: Attached, chosen: str, device: torch.device) -> bool:
     """Whether switching the adapter off gives the base's outputs, bit for bit."""
     if not hasattr(attached.model, "disable_adapter"):
         return False
-    with attached.model.disable_adapter(), accelerator.autocast():
+    with attached.model.disable_adapter(), precision.autocast(chosen, device):
         return torch.equal(attached.before, checks.outputs(attached.model, attached.probe))
 
 
@@ -142,7 +138,7 @@ def save(
     loaded = attached.loaded
     about = lineage.collect(
         attached.model, config, base_id=loaded.base_id, revision=loaded.revision,
-        data_fingerprint=material.splits.fingerprint, labels=material.task.labels,
+        data_fingerprint=material.splits.fingerprint, base=attached.base, labels=material.task.labels,
     )  # fmt: skip
     metrics = {"tuned": tuned.metrics}
     if attached.method.saves == "adapter":

@@ -2,51 +2,48 @@
 
 from __future__ import annotations
 
-import gc
 import json
-from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, replace
-from types import MethodType
-from typing import Any, Literal
+import platform
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import psutil
 import torch
-from accelerate.utils.operations import convert_outputs_to_fp32
 from peft import get_peft_model_state_dict
-from torch import nn
 
-from peftcli.config.errors import CheckFailed, Mistake, UserError
 from peftcli.config.schema import RunConfig
-from peftcli.data.collate import IGNORE
-from peftcli.methods import registry as methods
-from peftcli.methods.contract import Method
-from peftcli.models import loading, precision
-from peftcli.models.loading import LoadedModel
+from peftcli.models import precision
 from peftcli.training import closing, ledger, workload
-from peftcli.training.ledger import Ledger
-from peftcli.training.prepare import Attached
+from peftcli.training.shadow import Shadow
 from peftcli.training.workload import Shape, Workload
 
 STEPS = 1_000_000
 """Length of a run of unknown length, for methods that ask."""
-CPU_BUFFERS = 0.0
-REFUSED = (RuntimeError, NotImplementedError, UserError)
+STEP_COUNTER = 4
+"""Bytes that AdamW keeps for each tensor beside its two moments."""
+HOLES = {"cpu": 0.4 if platform.libc_ver()[0] == "glibc" else 0.0, "cuda": 0.1}
+"""Memory that an allocator holds between and behind live blocks after a few steps, as a share of them; on a CPU as
+`scripts/benchmark_estimate.py` finds it: glibc's heap never returns what lies below a block still in use."""
 
 
 @dataclass(frozen=True)
 class Held:
-    """Bytes at the fullest moment of one process."""
+    """Bytes of one process at the fullest moment of a training step."""
 
     weights: int
-    """The frozen base with its buffers, in the type it is loaded in; of a method that trains all, those weights."""
+    """The base as it is loaded."""
     adapter: int
-    """What the method puts beside it."""
+    """What the method adds to it."""
     gradients: int
+    """Those of all trained tensors, and with several processes the buffers they are averaged in."""
     optimiser: int
     activations: int
     """Kept from the forward pass for the backward pass."""
     temporaries: int
-    """What comes and goes on top of it at the fullest moment."""
+    """What comes and goes beside them; below zero where activations are gone before all gradients are there."""
+    holes: int
+    """What the allocator holds beside activations and temporaries without using it."""
 
     @property
     def peak(self) -> int:
@@ -67,14 +64,15 @@ class Estimate:
         parameters: `total`, `trainable` and `by_role`, as in the report of a run.
         weights_by_dtype: Bytes of the loaded base by the name of their type.
         file_bytes: Size of what is saved at the end.
-        heaviest: The largest micro-batch and what is held with it.
+        heaviest: The largest micro-batch, and what is held with it.
         mean: The same for rows of mean length; None where the rows are not here.
-        measuring: Bytes held at most while nothing is trained; None where nothing is measured.
-        program: Bytes of Python and its libraries in one process; on a GPU none.
-        processes: Processes that share the memory: those on this CPU, or one a GPU.
-        device, precision: What was counted for.
-        free: Bytes that are free on this machine now; None for a device that is not here.
-        steps: Optimiser steps of the run, where known.
+        measuring: Bytes held at most while nothing is trained, over the loaded base; None where nothing is measured.
+        program: Bytes of Python and its libraries in one process; none on a GPU.
+        processes: Processes that share the memory: all on a CPU, one on a GPU.
+        device: What was counted for.
+        precision: Its arithmetic.
+        free: Bytes that are free on this machine now; None where it has no such device.
+        steps: Optimiser steps of the run, where they are known.
         notes: What was assumed.
     """
 
@@ -96,11 +94,11 @@ class Estimate:
     def peak(self) -> int:
         """Bytes held at most by all processes that share the memory."""
         held = self.heaviest[1]
-        return self.processes * (self.program + max(held.peak, self.measuring or 0))
+        return self.processes * (self.program + held.weights + max(held.growth, self.measuring or 0))
 
     @property
     def fits(self) -> bool | None:
-        """Whether this machine has that much free now; None where it has no such device."""
+        """Whether so much is free now; None where this machine has no such device."""
         return None if self.free is None else self.peak <= self.free
 
     def plain(self) -> dict[str, Any]:
@@ -116,50 +114,98 @@ class Estimate:
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Count a run's parameters and memory on the meta device. Asks no network where `model.shape` is given.
+    """Count a run's parameters and memory. Asks no network where `model.shape` is given.
 
     Raises:
-        UserError: The recipe's model, method or rows do not go together, or cannot be counted from shapes.
-        CheckFailed: A target that matches nothing, or rows that are here and cannot be learnt from.
+        UserError: Model, method and rows do not go together, or the method cannot be counted from shapes.
+        CheckFailed: A target matches nothing, or the rows are here and cannot be learnt from.
     """
     return count(config, workload.find(config))
 
 
 def count(config: RunConfig, work: Workload) -> Estimate:
-    """As `estimate`, with the micro-batches given."""
+    """As `estimate`, for micro-batches that are known."""
     device, chosen, notes = _place(config)
-    loaded, model, method = _attach(config, work.task, chosen)
-    total, base = sum(ledger.held_by(loaded.model).values()), _base_bytes(config, work.task, chosen)
-    with ledger.pretending(model, device):
-        for stage in method.stages(work.steps or STEPS):  # the last one trains most
-            if stage.start:
-                stage.start(model)
-        body = model if method.saves == "adapter" else loaded.model
-        whole = sum(ledger.held_by(body).values())
-        beside = whole - sum(base.values()) if method.saves == "adapter" else 0
-        if config.training.gradient_checkpointing:
-            _recompute(model)
-        forward = _as_in_training(model, chosen, device)
-        held = {
-            name: _step(config, forward, work, shape, (whole - beside, beside), device)
-            for name, shape in (("heaviest", work.heaviest), ("mean", work.mean))
-            if shape
-        }
-        measuring = _measure(forward, work, device) + whole if work.measured else None
-        found = Attached(loaded, model, method, {}, torch.empty(0))
-        parameters = closing.parameters(found)
+    shadow = Shadow(config, work.task, chosen)
+    shadow.start_stages(work.steps or STEPS)
+    shapes = {"heaviest": work.heaviest, "mean": work.mean}
+    held, measuring = {}, None
+    with ledger.pretending(shadow.model, device):
+        shadow.as_in_training()
+        for name, shape in shapes.items():
+            held[name] = (shape, _held(config, shadow, shape, work.accumulates, device)) if shape else None
+        if work.measured:
+            brief = round((1 + HOLES[device]) * shadow.measure(work.measured, device))
+            measuring = shadow.beside_bytes + _optimiser(shadow) + brief
+    assert held["heaviest"] is not None
     return Estimate(
-        parameters=parameters,
-        weights_by_dtype={str(dtype).removeprefix("torch."): size for dtype, size in base.items()},
-        file_bytes=_file_bytes(model, method),
-        heaviest=(work.heaviest, held["heaviest"]),
-        mean=(work.mean, held["mean"]) if work.mean else None,
+        parameters=closing.parameters(shadow),
+        weights_by_dtype={str(dtype).removeprefix("torch."): size for dtype, size in shadow.base_bytes.items()},
+        file_bytes=_file_bytes(config, work, chosen),
+        heaviest=held["heaviest"],
+        mean=held["mean"],
         measuring=measuring,
         program=0 if device == "cuda" else psutil.Process().memory_info().rss,
         processes=config.launch.processes if device == "cpu" else 1,
         device=device,
         precision=chosen,
-        free=_free(device, config),
+        free=_free(device) if device in ("cpu", "cuda") and config.launch.device in ("auto", device) else None,
         steps=work.steps,
         notes=work.notes + notes,
     )
+
+
+def _place(config: RunConfig) -> tuple[str, str, list[str]]:
+    """The device and the precision that are counted for, and what was assumed."""
+    asked, has_gpu = config.launch.device, torch.cuda.is_available()
+    if asked in ("cuda", "mps") and not (asked == "cuda" and has_gpu):
+        chosen = "bf16" if config.training.precision == "auto" else config.training.precision
+        note = f"launch.device={asked} is counted with the kernels of a CPU, in {chosen}"
+        return "cpu", chosen, [note]
+    device = "cuda" if has_gpu and asked != "cpu" else "cpu"
+    return device, precision.choose(config.training.precision, device), []
+
+
+def _free(device: str) -> int:
+    return torch.cuda.mem_get_info()[0] if device == "cuda" else psutil.virtual_memory().available
+
+
+def _held(config: RunConfig, shadow: Shadow, shape: Shape, accumulates: bool, device: str) -> Held:
+    gradients = _bytes(shadow.trained())
+    kept, most = shadow.step(shape, accumulates, device)
+    return Held(
+        weights=sum(shadow.base_bytes.values()),
+        adapter=shadow.beside_bytes,
+        gradients=gradients * (1 if config.launch.processes == 1 else 2),
+        optimiser=_optimiser(shadow),
+        activations=kept,
+        temporaries=most - kept - gradients,
+        holes=round(HOLES[device] * most),
+    )
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _optimiser(shadow: Shadow) -> int:
+    trained = shadow.trained()
+    return 2 * _bytes(trained) + STEP_COUNTER * len(trained)
+
+
+def _file_bytes(config: RunConfig, work: Workload, chosen: str) -> int:
+    """Size of the safetensors file that the run will leave: its header, then its tensors."""
+    shadow = Shadow(config, work.task, chosen)
+    shadow.method.finish(shadow.model)
+    if shadow.method.saves == "adapter":
+        with ledger.pretending(shadow.model, "cpu"):
+            tensors = get_peft_model_state_dict(shadow.model, save_embedding_layers=False)
+    else:
+        tied = getattr(shadow.model, "all_tied_weights_keys", {})
+        tensors = {name: t for name, t in shadow.model.state_dict().items() if name not in tied}
+    head, at = {"__metadata__": {"format": "pt"}}, 0
+    for name, tensor in tensors.items():
+        size = _bytes([tensor])
+        head[name] = {"dtype": "F32", "shape": list(tensor.shape), "data_offsets": [at, at + size]}  # type: ignore[dict-item]
+        at += size
+    return 8 + -(-len(json.dumps(head, separators=(",", ":"))) // 8) * 8 + at

@@ -28,27 +28,28 @@ class Ledger(TorchDispatchMode):
     Args:
         known: Tensors that are there already and cost nothing more.
         chosen: True values of every boolean mask that indexes a tensor: their number decides a shape, and a fake
-            mask has none.
+            mask has none. None for real tensors.
 
     Attributes:
         live: Bytes held now.
         peak: The most bytes held at once.
     """
 
-    def __init__(self, known: Iterable[torch.Tensor] = (), chosen: int = 0):
+    def __init__(self, known: Iterable[torch.Tensor] = (), chosen: int | None = None):
         super().__init__()
         self.live = self.peak = 0
         self._chosen = chosen
         self._last: Any = None
-        self._books: dict[int, weakref.ref] = {}
+        self._books: dict[int, tuple[weakref.ref, int]] = {}
         for tensor in known:
             self._book(tensor, free=True)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func is torch.ops.aten._local_scalar_dense.default:
-            # Tuners ask whether any number is infinite (no), whether a random one is above a threshold (yes), for a factor.
+        fake = self._chosen is not None
+        if fake and func is torch.ops.aten._local_scalar_dense.default:
+            # Tuners ask: is a number infinite (no), is a random one above a threshold (yes), what is a factor (one).
             return 0 if self._last is torch.ops.aten.any.default else 1
-        if func is torch.ops.aten.index.Tensor:
+        if fake and func is torch.ops.aten.index.Tensor:
             args = (args[0], [part for index in args[1] for part in self._positions(index)])
         out = func(*args, **(kwargs or {}))
         if func._schema.name not in QUESTIONS:
@@ -58,14 +59,16 @@ class Ledger(TorchDispatchMode):
                     self._book(leaf)
         return out
 
-    def forget_peak(self) -> None:
-        """Begin to look for the peak anew."""
-        self.peak = self.live
+    def beyond(self, model: nn.Module) -> int:
+        """Bytes held outside a model's parameters and buffers."""
+        inside = {tensor.untyped_storage()._cdata for tensor in _tensors(model)}
+        return sum(size for key, (_, size) in self._books.items() if key not in inside)
 
     def _positions(self, index: torch.Tensor | None) -> list[torch.Tensor | None]:
         if index is None or index.dtype is not torch.bool:
             return [index]
-        return [torch.empty(self._chosen, dtype=torch.long, device=index.device) for _ in range(index.dim())]
+        count: Any = self._chosen
+        return [torch.empty(count, dtype=torch.long, device=index.device) for _ in range(index.dim())]
 
     def _book(self, tensor: torch.Tensor, free: bool = False) -> None:
         if tensor.layout is not torch.strided:
@@ -80,7 +83,7 @@ class Ledger(TorchDispatchMode):
             del self._books[key]
             self.live -= size
 
-        self._books[key] = weakref.ref(storage, strike)
+        self._books[key] = weakref.ref(storage, strike), size
         self.live += size
         self.peak = max(self.peak, self.live)
 
@@ -88,13 +91,17 @@ class Ledger(TorchDispatchMode):
 def held_by(model: nn.Module) -> dict[torch.dtype, int]:
     """Bytes of a model's parameters and buffers by type; what several of them share counts once."""
     seen: dict[int, tuple[torch.dtype, int]] = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in _tensors(model):
         storage = tensor.untyped_storage()
         seen[storage._cdata] = (tensor.dtype, storage.nbytes())
     found: dict[torch.dtype, int] = {}
     for dtype, size in seen.values():
         found[dtype] = found.get(dtype, 0) + size
     return found
+
+
+def _tensors(model: nn.Module) -> list[torch.Tensor]:
+    return [*model.parameters(), *model.buffers()]
 
 
 @contextmanager

@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config.schema import RunConfig
 from peftcli.methods.contract import Method, Stage
+from peftcli.models import precision
 from peftcli.tasks.contract import Task
 from peftcli.training import checkpoints, checks, memory, optimiser, seeds
 from peftcli.training.checkpoints import Checkpoint, Progress
@@ -46,13 +48,20 @@ class Job:
     run: RunFolder
     display: Display
     stop: StopRequest
-    measure: Callable[[nn.Module], dict[str, float]] | None
+    measure: Callable[[nn.Module], dict[str, float]] | None = None
     """Metrics of the validation split; None where there is none."""
-    track: Callable[[dict[str, Any]], None]
+    track: Callable[[dict[str, Any]], None] = lambda row: None
     """Takes the rows of metrics.jsonl elsewhere too."""
     step_seconds: list[float] = field(default_factory=list)
     first_step_at: float = 0.0
     """`time.perf_counter()` at the end of this process's first step."""
+
+    def __post_init__(self) -> None:
+        self.precision = precision.choose(self.config.training.precision, self.accelerator.device)
+
+    def arithmetic(self) -> AbstractContextManager:
+        """The context of a forward pass."""
+        return precision.autocast(self.precision, self.accelerator.device)
 
     def log(self, row: dict[str, Any]) -> None:
         """A row for metrics.jsonl and the tracker, from the first process."""
@@ -71,6 +80,15 @@ def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
     progress = resumed.progress if resumed else Progress()
     touched = set(resumed.trained) if resumed else set()
     stages = job.method.stages(job.steps)
+    # Autocast casts each input where it is used; PEFT's own cast to the adapter's type would only be kept beside it.
+    with disable_input_dtype_casting(job.model, active=job.precision != "fp32"):
+        _through(job, stages, progress, touched, resumed)
+    _keep_best(job, progress)
+    return progress
+
+
+def _through(job: Job, stages: list[Stage], progress: Progress, touched: set[str], resumed: Checkpoint | None) -> None:
+    """Take the stages that are left, in turn."""
     while progress.stage < len(stages) and not progress.stopped_early:
         stage = stages[progress.stage]
         StageLoop(job, stage, progress, touched, resumed).run()
@@ -78,8 +96,6 @@ def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
         if progress.stage == len(stages) - 1 or progress.stopped_early:
             break
         progress.stage, progress.stage_step = progress.stage + 1, 0
-    _keep_best(job, progress)
-    return progress
 
 
 def _keep_best(job: Job, progress: Progress) -> None:
@@ -87,6 +103,7 @@ def _keep_best(job: Job, progress: Progress) -> None:
     if job.config.training.keep_best and progress.best_step not in (None, progress.step):
         best = checkpoints.load(checkpoints.folder_of(job.run.checkpoints, progress.best_step))
         checkpoints.restore(job.model, best.trained)
+        job.method.restore(job.model, best.method)
         job.display.say(f"kept the best measured checkpoint, step {progress.best_step} of {progress.step}")
 
 
@@ -101,6 +118,7 @@ class StageLoop:
             stage.start(job.model)
         if resumed:
             checkpoints.restore(job.model, resumed.trained)
+            job.method.restore(job.model, resumed.method)
         self.names = {p: n for n, p in job.model.named_parameters() if p.requires_grad}
         touched.update(self.names.values())
         built = optimiser.build(job.config.optim, job.model, job.method.parameter_groups(job.model))
@@ -146,9 +164,12 @@ class StageLoop:
         total = 0.0
         for index, batch in enumerate(batches):
             batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
-            with accelerator.no_sync(self.model) if index < len(batches) - 1 else nullcontext():
-                loss = job.task.loss(self.model, batch)
-                accelerator.backward(loss.total * (accelerator.num_processes / max(weight, 1.0)))
+            last = index == len(batches) - 1
+            with nullcontext() if last else accelerator.no_sync(self.model):
+                with job.arithmetic():
+                    loss = job.task.loss(self.model, batch)
+                scaled = loss.total * (accelerator.num_processes / max(weight, 1.0))
+                accelerator.backward(scaled + self._penalty() if last else scaled)
             total += loss.total.item()
         norm = self._clip(optim.clip_norm)
         tokens = sum(int(b["attention_mask"].sum()) for b in batches)
@@ -171,6 +192,10 @@ class StageLoop:
             "seconds": round(seconds, 4),
             "memory_bytes": memory.held(accelerator.device),
         }, bool(asked)
+
+    def _penalty(self) -> torch.Tensor | float:
+        penalty = self.job.method.penalty(self.job.model)
+        return 0.0 if penalty is None else penalty
 
     def _place(self) -> dict[str, Any]:
         epoch = self.progress.epoch + self.progress.position / self.job.feed.steps_per_epoch
@@ -247,6 +272,7 @@ class StageLoop:
                 Progress(**asdict(self.progress)),
                 checkpoints.trained_tensors(job.model, self.touched),
                 optimiser.state_tensors(self.optimiser, self.names),
+                {n: t.detach().to("cpu", copy=True) for n, t in job.method.state(job.model).items()},
                 scaler.get_scale() if scaler is not None else None,
             )
             checkpoints.save(job.run.checkpoints, checkpoint)

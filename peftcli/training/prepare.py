@@ -13,7 +13,7 @@ import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import nn
 
-from peftcli.artifacts import environment
+from peftcli.artifacts import environment, lineage
 from peftcli.config.errors import UserError
 from peftcli.config.schema import LaunchConfig, RunConfig
 from peftcli.data import sources
@@ -49,7 +49,8 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     chosen = precision.choose(config.training.precision, "cpu" if on_cpu else "cuda")
     accelerator = Accelerator(
         cpu=on_cpu,
-        mixed_precision="no" if chosen == "fp32" else chosen,
+        # Only for fp16's loss scale. Its wrapper would keep a second, fp32 copy of the logits; see `arithmetic`.
+        mixed_precision="fp16" if chosen == "fp16" else "no",
         log_with=None if config.tracker.name == "none" else config.tracker.name,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes))],
     )
@@ -60,6 +61,11 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         torch.use_deterministic_algorithms(True, warn_only=True)
         torch.utils.deterministic.fill_uninitialized_memory = False
     return accelerator
+
+
+def arithmetic(config: RunConfig, accelerator: Accelerator) -> str:
+    """The precision of the forward pass on this process's device."""
+    return precision.choose(config.training.precision, accelerator.device)
 
 
 def _has_accelerator() -> bool:
@@ -136,6 +142,8 @@ class Attached:
     probe: dict[str, torch.Tensor]
     before: torch.Tensor
     """The untouched base's outputs on the probe batch."""
+    base: dict[str, str] | None = None
+    """Digests of the base's tensors, where they cannot be read off the model later."""
     checks: list[dict[str, Any]] = field(default_factory=list)
 
 
@@ -144,7 +152,7 @@ def load_model(config: RunConfig, material: Material, accelerator: Accelerator) 
     seeds.start(config.seed, "init", "head")
     return loading.load(
         config.model,
-        precision.choose(config.training.precision, accelerator.device),
+        arithmetic(config, accelerator),
         material.task.architecture,
         material.task.labels,
         device=str(accelerator.device),
@@ -163,11 +171,18 @@ def attach(
     )
     probe = next(batches)
     method = methods.find(config.method.name)(config.method)
-    with accelerator.autocast():
+    if config.training.gradient_checkpointing and not method.capabilities.recomputes:
+        raise UserError(
+            f"method={config.method.name} does not work with training.gradient_checkpointing: what it puts before the "
+            "row is lost when activations are computed again"
+        )
+    base = None if method.saves == "adapter" and method.capabilities.unloads else lineage.digests(loaded.model)
+    chosen = arithmetic(config, accelerator)
+    with precision.autocast(chosen, device):
         before = checks.outputs(loaded.model, probe)
         seeds.start(config.seed, "init", "adapter")
         model = method.attach(loaded.model, loaded.family).to(device)
-        found = Attached(loaded, model, method, probe, before)
+        found = Attached(loaded, model, method, probe, before, base)
         dtype = next(loaded.model.parameters()).dtype
         if method.capabilities.identity_at_start:
             share = checks.identity_start(before, checks.outputs(model, probe), dtype)
@@ -175,8 +190,8 @@ def attach(
                 _passed("identity-start", f"largest difference from the base {share:.2g} of the spread")
             )
     if config.training.gradient_checkpointing:
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    loss = _probe_loss(material.task, model, accelerator)
+        loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+    loss = _probe_loss(material.task, model, chosen, device)
     for stage in method.stages(1_000_000)[:1]:
         if stage.start:
             stage.start(model)
@@ -185,9 +200,9 @@ def attach(
     return found
 
 
-def _probe_loss(task: Task, model: nn.Module, accelerator: Accelerator) -> Callable[[dict], torch.Tensor]:
+def _probe_loss(task: Task, model: nn.Module, chosen: str, device: torch.device) -> Callable[[dict], torch.Tensor]:
     def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        with accelerator.autocast():
+        with precision.autocast(chosen, device):
             return task.loss(model, batch).total
 
     return loss

@@ -17,7 +17,7 @@ from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
-from peftcli.training import checkpoints, checks, closing, memory, prepare, trackers
+from peftcli.training import checkpoints, checks, closing, memory, out_of_memory, prepare, trackers
 from peftcli.training.checkpoints import Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
@@ -49,7 +49,7 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display, began)
     try:
-        with StopRequest() as stop:
+        with StopRequest() as stop, out_of_memory.named(config):
             return session.go(stop)
     except CheckFailed as failure:
         session.failed(failure)

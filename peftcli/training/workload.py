@@ -1,9 +1,9 @@
-"""What a process holds in memory at once: rows, their length, the positions that are learnt. From the rows, or assumed."""
+"""What a process holds at once: rows, their length, the positions that are learnt; from the rows, or assumed."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftcli.config import paths
@@ -15,6 +15,7 @@ from peftcli.data.stream import Stream
 from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Encoded, Task
 from peftcli.training import prepare, seeds
+from peftcli.training.feed import MULTIPLE
 
 ASSUMED_LABELS = 2
 
@@ -104,8 +105,8 @@ def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Worklo
     rows, accumulates = _share(config, rows)
     learnt = length - 1 if isinstance(config.task, GenerationConfig) else 1
     return Workload(
-        task, Shape(rows, length, rows * learnt), None,
-        Shape(settings.eval_batch_size, length, settings.eval_batch_size * learnt), accumulates,
+        task, Shape(rows, _padded(length), rows * learnt), None,
+        Shape(settings.eval_batch_size, _padded(length), settings.eval_batch_size * learnt), accumulates,
         settings.max_steps, notes,
     )  # fmt: skip
 
@@ -132,7 +133,7 @@ def _seen(config: RunConfig, train: Encoded, task: Task, held_out: Encoded | Non
         heaviest = _of(train, train.by_length(rows)[0])
     usual, _ = _share(config, round(len(lengths) / len(batches)))
     learnt = train.counts["trained_tokens"] / len(train)
-    mean = Shape(usual, round(sum(lengths) / len(lengths)), max(1, round(usual * learnt)))
+    mean = Shape(usual, _padded(round(sum(lengths) / len(lengths))), max(1, round(usual * learnt)))
     measured = _of(held_out, held_out.by_length(settings.eval_batch_size)[0]) if held_out is not None else None
     steps = settings.max_steps or sampler.total_steps(settings.epochs)
     return Workload(task, heaviest, mean, measured, accumulates, steps)
@@ -141,10 +142,8 @@ def _seen(config: RunConfig, train: Encoded, task: Task, held_out: Encoded | Non
 def _of(encoded: Encoded, rows: list[int]) -> Shape:
     """The micro-batch of these rows."""
     learnt = sum(label != IGNORE for row in encoded.take(rows) for label in row["labels"])
-    return Shape(len(rows), max(encoded.lengths[row] for row in rows), max(1, learnt))
+    return Shape(len(rows), _padded(max(encoded.lengths[row] for row in rows)), max(1, learnt))
 
 
-def shrunk(shape: Shape, rows: int) -> Shape:
-    """The same with at most so many rows."""
-    rows = min(rows, shape.rows)
-    return replace(shape, rows=rows, learnt=max(1, round(shape.learnt * rows / shape.rows)))
+def _padded(length: int) -> int:
+    return -(-length // MULTIPLE) * MULTIPLE

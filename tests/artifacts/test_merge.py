@@ -68,7 +68,7 @@ def test_a_saved_model_that_is_the_base_is_caught_and_not_left_behind(tmp_path, 
 def test_an_adapter_lost_in_rounding_is_caught_though_the_tolerance_would_allow_it(tmp_path):
     with pytest.raises(CheckFailed, match=r"merge-drift.*effect is lost") as failed:
         merged(adapted(tiny(), scale=0.0005), tmp_path / "m", dtype=torch.bfloat16)
-    assert "--dtype float32" in failed.value.hint
+    assert "--dtype fp32" in failed.value.hint
     assert merged(adapted(tiny(), scale=0.0005), tmp_path / "m")["merge"]["effect"] > 0
 
 

@@ -92,7 +92,7 @@ def test_the_ends_of_a_range_are_allowed(override):
         ([*GENERATION, "task.answer='(['"], "not a regular expression"),
         ([*GENERATION, "task.answer='[0-9]+'"], "no group"),
         (["task.prompt='{} {text}'"], "braces without a name"),
-        (["data.columns={txt: body, text: null}", "~data.columns.text"], "data.columns.txt is read by nothing"),
+        (["~data.columns.text", "data.columns.txt=body"], "data.columns.txt is read by nothing"),
         (["data.rows.trian=3"], "no split 'trian'"),
         (["data.splits.dev=x"], "no split 'dev'"),
         (["data.source=files", "data.files.train=3"], "expected a path or a list of paths"),

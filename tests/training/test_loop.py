@@ -83,7 +83,7 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(make_ru
 def test_gradients_that_vanish_for_good_stop_the_run(make_run):
     # Steps of 1e30 overflow inside the norm, whose output is then zero: a finite loss that nothing can move.
     run = make_run(optim={"lr": 1e30, "clip_norm": None, "warmup_share": 0.0, "schedule": "constant"})
-    with pytest.raises(CheckFailed, match="zero-gradient.*3 steps"):
+    with pytest.raises(CheckFailed, match=r"zero-gradient.*3 steps"):
         train_here(run.path, quiet=True)
 
 

@@ -1,4 +1,4 @@
-"""`peft predict`: answers equal the evaluation's, the file's columns stay, and what is wrong with a file has its place."""
+"""`peft predict`: answers are the evaluation's, the file's columns stay, what is wrong with a file has its place."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ def test_answers_are_those_of_the_report(peft, trained, rows, kind):
 
 
 def test_columns_of_the_input_are_kept_and_the_answer_column_is_not_needed(peft, trained, tmp_path):
-    file = write(tmp_path / "in.jsonl", {"id": 7, "body": "a good film", "row": "x", "more": [1]}, {"body": "bad", "id": 8})
+    file = write(tmp_path / "in.jsonl", {"id": 7, "body": "good", "row": "x", "more": [1]}, {"body": "bad", "id": 8})
     result = peft("predict", trained("words").path, "data.columns.text=body", "--input", file)
     assert result.exit_code == 0, result.output
     first, second = lines(result.stdout)
     assert {key: first[key] for key in ("id", "body", "row", "more")} == {
-        "id": 7, "body": "a good film", "row": "x", "more": [1]
+        "id": 7, "body": "good", "row": "x", "more": [1]
     }  # fmt: skip
     assert set(second) == {"body", "id", "predicted", "score", "probabilities"}
 

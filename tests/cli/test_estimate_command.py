@@ -1,0 +1,73 @@
+"""`peft estimate` and `--dry-run` on every recipe without network or samples, and what they print."""
+
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+from typer.testing import CliRunner
+
+from peftcli.cli.main import app
+from peftcli.config.catalog import recipes
+
+
+@pytest.fixture(autouse=True)
+def alone(tmp_path, monkeypatch):
+    """No samples, no network, an empty folder."""
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+def run(*args: str, code: int = 0):
+    done = CliRunner().invoke(app, list(args))
+    assert done.exit_code == code, done.output + repr(done.exception)
+    return done
+
+
+@pytest.mark.parametrize("recipe", recipes())
+def test_every_recipe_is_counted(recipe: str, tmp_path) -> None:
+    found = json.loads(run("train", recipe, "--dry-run", "--json").stdout)
+    assert 0 < found["parameters"]["trainable"] < found["parameters"]["total"]
+    assert found["memory"]["heaviest"]["peak"] > found["memory"]["heaviest"]["weights"] > 0
+    assert any("max_length" in note for note in found["notes"])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_plain_words_where_there_is_no_terminal() -> None:
+    said = run("estimate", "quickstart").stdout
+    assert "fits into the" in said
+    assert "134,975,808" in said
+    assert "460,800 (0.34 %)" in said
+    assert "sample reuters-r8 (data) is not fetched" in said
+    assert "\x1b" not in said
+    assert max(map(len, said.splitlines())) <= 120
+
+
+def test_what_does_not_fit_comes_with_changes(monkeypatch) -> None:
+    from peftcli.training import estimate
+
+    monkeypatch.setattr(estimate, "_free", lambda device: 10**8)
+    said = run("estimate", "quickstart", "model.shape.num_hidden_layers=2").stdout
+    assert "does not fit" in said
+    assert "training.micro_batch_size=4" in said
+    assert "training.gradient_checkpointing=true" in said
+
+
+def test_a_price_needs_the_hours() -> None:
+    assert "--probe" in run("estimate", "quickstart", "--price", "2", code=2).output
+
+
+def test_a_probe_needs_the_samples() -> None:
+    from peftcli.config.compose import compose
+    from peftcli.config.errors import UserError
+    from peftcli.training.probe import measure
+
+    with pytest.raises(UserError, match="peft samples fetch"):
+        measure(compose("quickstart").config)
