@@ -139,7 +139,7 @@ def count(config: RunConfig, work: Workload) -> Estimate:
             measuring = shadow.beside_bytes + _optimiser(shadow) + brief
     assert held["heaviest"] is not None
     return Estimate(
-        parameters=closing.parameters(shadow),
+        parameters=closing.parameters(shadow),  # type: ignore[arg-type]  # reads the model and its family
         weights_by_dtype={str(dtype).removeprefix("torch."): size for dtype, size in shadow.base_bytes.items()},
         file_bytes=_file_bytes(config, work, chosen),
         heaviest=held["heaviest"],

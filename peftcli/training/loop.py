@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from peftcli.artifacts.run_folder import RunFolder
@@ -24,6 +23,7 @@ from peftcli.methods.contract import Method, Stage
 from peftcli.models import precision
 from peftcli.tasks.contract import Task
 from peftcli.training import checkpoints, checks, memory, optimiser, seeds
+from peftcli.training.casting import left_to_autocast
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.feed import Feed
@@ -54,7 +54,7 @@ class Job:
     """Takes the rows of metrics.jsonl elsewhere too."""
     step_seconds: list[float] = field(default_factory=list)
     first_step_at: float = 0.0
-    """`time.perf_counter()` at the end of this process's first step."""
+    """`time.time()` at the end of this process's first step."""
 
     def __post_init__(self) -> None:
         self.precision = precision.choose(self.config.training.precision, self.accelerator.device)
@@ -80,8 +80,7 @@ def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
     progress = resumed.progress if resumed else Progress()
     touched = set(resumed.trained) if resumed else set()
     stages = job.method.stages(job.steps)
-    # Autocast casts each input where it is used; PEFT's own cast to the adapter's type would only be kept beside it.
-    with disable_input_dtype_casting(job.model, active=job.precision != "fp32"):
+    with left_to_autocast(job.model, job.precision != "fp32"):
         _through(job, stages, progress, touched, resumed)
     _keep_best(job, progress)
     return progress
@@ -225,7 +224,7 @@ class StageLoop:
         progress.rows += rows
         progress.train_seconds += seconds
         self.job.step_seconds.append(seconds)
-        self.job.first_step_at = self.job.first_step_at or time.perf_counter()
+        self.job.first_step_at = self.job.first_step_at or time.time()
         if progress.position == self.job.feed.steps_per_epoch:
             progress.epoch, progress.position = progress.epoch + 1, 0
 

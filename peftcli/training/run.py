@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import psutil
 import torch
 from accelerate import Accelerator
 
@@ -41,13 +42,12 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
         UserError: A mistake that shows only with the data or the model at hand.
         CheckFailed: A named check stopped the run; the report says which.
     """
-    began = time.perf_counter()
     run = RunFolder.open(folder)
     config = frozen.load(run.config)
     prepare.use_cores(config.launch)
     accelerator = prepare.build_accelerator(config)
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
-    session = _Session(run, config, accelerator, display, began)
+    session = _Session(run, config, accelerator, display)
     try:
         with StopRequest() as stop, out_of_memory.named(config):
             return session.go(stop)
@@ -61,9 +61,9 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
 class _Session:
     """What the parts of a run share."""
 
-    def __init__(self, run: RunFolder, config: RunConfig, accelerator: Accelerator, display: Display, began: float):
+    def __init__(self, run: RunFolder, config: RunConfig, accelerator: Accelerator, display: Display):
         self.run, self.config, self.accelerator, self.display = run, config, accelerator, display
-        self.began = began
+        self.began = psutil.Process().create_time()
         self.main = accelerator.is_main_process
         self.checks: list[dict[str, Any]] = []
 
@@ -156,10 +156,11 @@ class _Session:
         return self._write(report)
 
     def _times(self, job: Job, progress: Progress) -> dict[str, float]:
+        """Seconds; the total and the first step count from the start of this process, imports and loading included."""
         steps = job.step_seconds or [0.0]
         seconds = max(progress.train_seconds, 1e-9)
         return {
-            "total_seconds": time.perf_counter() - self.began,
+            "total_seconds": time.time() - self.began,
             "train_seconds": progress.train_seconds,
             "first_step_seconds": job.first_step_at - self.began if job.first_step_at else 0.0,
             "median_step_seconds": median(steps),

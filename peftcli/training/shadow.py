@@ -6,7 +6,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
-from peft.helpers import disable_input_dtype_casting
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
@@ -17,6 +16,7 @@ from peftcli.models import loading, precision
 from peftcli.models.loading import LoadedModel
 from peftcli.tasks.contract import Task
 from peftcli.training import ledger
+from peftcli.training.casting import left_to_autocast
 from peftcli.training.ledger import Ledger
 from peftcli.training.workload import Shape
 
@@ -96,7 +96,7 @@ class Shadow:
         """
         batch, book = self._batch(shape, device)
         trained = self.trained()
-        with book:
+        with book, left_to_autocast(self.model, self.precision != "fp32"):
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter) if accumulates else None
             before = book.live
@@ -112,15 +112,14 @@ class Shadow:
         """The most bytes held beside the model's tensors where nothing is trained."""
         batch, book = self._batch(shape, device)
         self.model.eval()
-        with book, torch.no_grad():
+        with book, torch.no_grad(), left_to_autocast(self.model, self.precision != "fp32"):
             self._loss(batch, device)
         self.model.train()
         return book.peak
 
     def _loss(self, batch: dict[str, torch.Tensor], device: str) -> torch.Tensor:
         """As the loop computes it."""
-        low = self.precision != "fp32"
-        with disable_input_dtype_casting(self.model, active=low), precision.autocast(self.precision, device):
+        with precision.autocast(self.precision, device):
             return self.task.loss(self.model, batch).total
 
     def _batch(self, shape: Shape, device: str) -> tuple[dict[str, torch.Tensor], Ledger]:

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from peft.helpers import disable_input_dtype_casting
 
 from peftcli.config.catalog import settings_class
 from peftcli.config.errors import CheckFailed, UserError
@@ -28,6 +27,7 @@ from peftcli.models import loading
 from peftcli.models.precision import autocast
 from peftcli.tasks import registry as tasks
 from peftcli.training import ledger, optimiser, out_of_memory
+from peftcli.training.casting import left_to_autocast
 from peftcli.training.estimate import count, estimate
 from peftcli.training.ledger import Ledger
 from peftcli.training.shadow import Shadow
@@ -140,8 +140,8 @@ def test_activations_are_those_of_a_real_step(name, settings, task, precision: s
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
     book = Ledger([*model.parameters(), *model.buffers(), *batch.values()])
-    with book:
-        with disable_input_dtype_casting(model, active=precision == "bf16"), autocast(precision, "cpu"):
+    with book, left_to_autocast(model, precision == "bf16"):
+        with autocast(precision, "cpu"):
             loss = found.task.loss(model, batch).total
         kept = book.live
         loss.backward()
