@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+from transformers import LlamaForCausalLM, LlamaForSequenceClassification, PreTrainedTokenizerFast
+
+from peftcli.testing.tiny import llama_shape
 
 SENTENCES = [
     "Question: how many apples are left? Answer: three apples",
@@ -38,21 +40,11 @@ def make_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
 
 def build_llama(vocabulary: int, labels: int | None = None, dtype: torch.dtype = torch.float64):
     """A LLaMA of two layers with random weights, in evaluation mode; `labels` give it a classification head."""
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=256,
-        initializer_range=0.3,
-        pad_token_id=0,
-        bos_token_id=None,
-        eos_token_id=2,
-        use_cache=False,
-        **({"num_labels": labels} if labels else {}),
+    config = llama_shape(
+        vocab_size=vocabulary, max_position_embeddings=256, initializer_range=0.3, bos_token_id=None, eos_token_id=2
     )
+    if labels:
+        config.num_labels = labels
     torch.manual_seed(0)
     kind = LlamaForSequenceClassification if labels else LlamaForCausalLM
     return kind(config).to(dtype).eval()

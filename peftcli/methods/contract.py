@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -42,7 +43,7 @@ class Stage:
     start: Callable[[nn.Module], None] | None = None
 
 
-class Method:
+class Method(ABC):
     """A method's life around the loop. A subclass overrides `attach` and whatever else it needs.
 
     Args:
@@ -55,6 +56,7 @@ class Method:
     def __init__(self, settings: Any):
         self.settings = settings
 
+    @abstractmethod
     def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> nn.Module:
         """Return the model with the adapter in it, right after seeding; just what is trained requires a gradient."""
         raise NotImplementedError

@@ -43,20 +43,28 @@ class Base:
         return nn.functional.cross_entropy(self.outputs(model).flatten(0, -2), self.targets.flatten())
 
 
+def llama_shape(**changes: Any) -> Any:
+    """The configuration of two narrow layers of LLaMA with grouped queries."""
+    from transformers import LlamaConfig
+
+    usual = {
+        "vocab_size": WORDS,
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+    }
+    return LlamaConfig(**{**usual, **changes})
+
+
 def llama(dtype: torch.dtype = torch.float64, architecture: str = "causal-lm") -> Base:
     """Two layers of LLaMA with grouped queries; the same weights at every call. The second row is padded."""
-    from transformers import LlamaConfig, LlamaForCausalLM, LlamaForSequenceClassification
+    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-    shape: Any = LlamaConfig(
-        vocab_size=WORDS,
-        hidden_size=WIDTH,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        pad_token_id=0,
-        initializer_range=0.2,
-    )
+    shape = llama_shape()
     shape.num_labels = LABELS
     kind: Any = LlamaForSequenceClassification if architecture == "sequence-classification" else LlamaForCausalLM
     with torch.random.fork_rng():

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 from peftcli.artifacts import lineage
 from peftcli.config.schema import ClassificationConfig, DataConfig, ModelConfig, RunConfig
+from peftcli.testing.tiny import llama_shape
 
 
 @dataclass
@@ -27,14 +28,7 @@ def run_config(output: Path | str = "runs", **more) -> RunConfig:
 
 def tiny(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-    )
+    config = llama_shape(initializer_range=0.02)
     config._name_or_path = "/home/somebody/models/tiny"
     model = LlamaForCausalLM(config)
     for parameter in model.parameters():

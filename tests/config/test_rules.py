@@ -61,7 +61,11 @@ def test_a_number_out_of_range(override):
 
 @pytest.mark.parametrize("override", ["optim.warmup_share=0", "optim.warmup_share=1", "data.test_share=0.2", "seed=0"])
 def test_the_ends_of_a_range_are_allowed(override):
-    compose("quickstart", [override])
+    key, value = override.split("=")
+    node = compose("quickstart", [override]).tree
+    for part in key.split("."):
+        node = node[part]
+    assert node == float(value)
 
 
 @pytest.mark.parametrize(
@@ -148,7 +152,8 @@ class TestPeft:
 
     @pytest.mark.parametrize("tuner", ["LORA", "lokr", "IA3", "PREFIX_TUNING", "SHIRA", "ADALORA"])
     def test_known_types_in_either_case(self, tuner):
-        compose("quickstart", ["method=peft", f"method.type={tuner}"])
+        config = compose("quickstart", ["method=peft", f"method.type={tuner}"]).config
+        assert config.method.type.upper() == tuner.upper()
 
     def test_every_type_of_the_installed_package_is_found(self):
         from peft import PEFT_TYPE_TO_CONFIG_MAPPING
