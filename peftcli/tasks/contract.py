@@ -129,7 +129,7 @@ class Task(ABC):
             self.prepare(self._tokens)
         return self._tokens
 
-    def prepare(self, tokens: Tokens) -> None:  # noqa: B027
+    def prepare(self, tokens: Tokens) -> None:
         """Called once for each tokenizer before it encodes anything."""
 
     @abstractmethod

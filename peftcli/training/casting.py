@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
@@ -19,7 +20,9 @@ def left_to_autocast(model: nn.Module, active: bool) -> Iterator[None]:
         model: With an adapter in it, or without.
         active: Whether there is an autocast to leave it to.
     """
-    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer) and hasattr(m, "cast_input_dtype_enabled")]
+    layers: list[Any] = [
+        m for m in model.modules() if isinstance(m, BaseTunerLayer) and hasattr(m, "cast_input_dtype_enabled")
+    ]
     before = [layer.cast_input_dtype_enabled for layer in layers]
     for layer in layers if active else ():
         layer.cast_input_dtype_enabled = False

@@ -95,7 +95,7 @@ def dead_adapter(
         for batch in batches:
             used += 1
             loss(batch).backward()
-            waiting = {n for n in waiting if trained[n].grad is None or not trained[n].grad.any()}
+            waiting = {n for n in waiting if (grad := trained[n].grad) is None or not grad.any()}
             if not waiting:
                 return len(trained), used
     names = sorted(waiting)

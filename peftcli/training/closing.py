@@ -63,7 +63,7 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
     if not config.training.baselines or encoded is None or material.task.architecture != "causal-lm":
         return None
     if _undoes(attached, arithmetic(config, accelerator), accelerator.device):
-        with attached.model.disable_adapter():  # type: ignore[operator]
+        with attached.model.disable_adapter():
             return _evaluate(attached.model, material, encoded, config, accelerator, generate=True)
     attached.model.to("meta")
     base = load_model(config, material, accelerator)

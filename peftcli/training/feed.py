@@ -76,7 +76,8 @@ class StreamFeed:
         self.rank, self.world, self.seed = rank, world, config.seed
         self.size, self.micro = config.training.batch_size, config.training.micro_batch_size
         self.steps_per_epoch = config.training.max_steps or 1
-        self._next, self._rows = -1, iter(())
+        self._next = -1
+        self._rows: Iterator[list[dict[str, Any]]] = iter(())
 
     def micro_batches(self, epoch: int, position: int) -> list[Batch]:
         """As `Feed.micro_batches`."""
@@ -95,3 +96,6 @@ class StreamFeed:
     def _encoded(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = [self.task.encode(row, self.tokenizer) for row in rows]
         return [row for row in found if row["input_ids"]] or [{"input_ids": [self.pad_id], "labels": [IGNORE]}]
+
+
+AnyFeed = Feed | StreamFeed

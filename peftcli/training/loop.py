@@ -26,7 +26,7 @@ from peftcli.training import checkpoints, checks, memory, optimiser, seeds
 from peftcli.training.casting import left_to_autocast
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
-from peftcli.training.feed import Feed
+from peftcli.training.feed import AnyFeed
 from peftcli.training.signals import StopRequest
 
 
@@ -42,7 +42,7 @@ class Job:
     model: nn.Module
     method: Method
     task: Task
-    feed: Feed
+    feed: AnyFeed
     steps: int
     accelerator: Accelerator
     run: RunFolder
@@ -173,21 +173,21 @@ class StageLoop:
         norm = self._clip(optim.clip_norm)
         tokens = sum(int(b["attention_mask"].sum()) for b in batches)
         rows = sum(len(b["attention_mask"]) for b in batches)
-        total, asked, tokens, rows = self._sum(total, float(bool(job.stop.name)), tokens, rows)
+        total, asked, all_tokens, all_rows = self._sum(total, float(bool(job.stop.name)), tokens, rows)
         checks.finite(total, norm, progress.step + 1)
         progress.zero_gradients = checks.zero_gradient(norm, progress.zero_gradients, progress.step + 1)
         self.optimiser.step()
         job.method.after_step(job.model, progress.step + 1)
         self.optimiser.zero_grad(set_to_none=True)
         seconds = time.perf_counter() - began
-        self._advance(int(tokens), int(rows), seconds)
+        self._advance(int(all_tokens), int(all_rows), seconds)
         return {
             **self._place(),
             "loss": total / max(weight, 1.0),
             "grad_norm": norm,
             "lr": lr,
-            "tokens": int(tokens),
-            "rows": int(rows),
+            "tokens": int(all_tokens),
+            "rows": int(all_rows),
             "seconds": round(seconds, 4),
             "memory_bytes": memory.held(accelerator.device),
         }, bool(asked)

@@ -34,7 +34,7 @@ def build(config: OptimConfig, model: nn.Module, groups: list[dict]) -> torch.op
                 )
     for row in rows:
         del row["names"]
-    return torch.optim.AdamW(rows, lr=config.lr, betas=tuple(config.betas), eps=config.eps, fused=True)
+    return torch.optim.AdamW(rows, lr=config.lr, betas=(config.betas[0], config.betas[1]), eps=config.eps, fused=True)
 
 
 def rate(config: OptimConfig, step: int, steps: int) -> float:
@@ -65,7 +65,8 @@ def set_rate(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, s
 
 def state_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
     """The optimiser's state as flat tensors, `exp_avg/<parameter name>` and so on."""
-    return {f"{key}/{names[p]}": value for p, state in optimiser.state.items() for key, value in state.items()}
+    states = {names[p]: optimiser.state[p] for group in optimiser.param_groups for p in group["params"]}
+    return {f"{key}/{name}": value for name, state in states.items() for key, value in state.items()}
 
 
 def load_state(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str], tensors: dict[str, torch.Tensor]):

@@ -28,7 +28,7 @@ from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Encoded, Task
 from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds
-from peftcli.training.feed import Feed, StreamFeed
+from peftcli.training.feed import AnyFeed, Feed, StreamFeed
 
 
 def use_cores(config: LaunchConfig) -> None:
@@ -59,7 +59,7 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     if config.deterministic and accelerator.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)
-        torch.utils.deterministic.fill_uninitialized_memory = False
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return accelerator
 
 
@@ -98,7 +98,6 @@ def load_material(config: RunConfig) -> Material:
     """Read, check and encode the rows."""
     task = tasks.build(config.task)
     splits = sources.load(config.data, task.needed)
-    streamed = isinstance(splits.train, Stream)
     task.fit(splits)
     words = loading.tokenizer(config.model)
     if words is None:
@@ -110,13 +109,13 @@ def load_material(config: RunConfig) -> Material:
         task,
         splits,
         words,
-        splits.train if streamed else task.encode_split(splits.train, words),
+        splits.train if isinstance(splits.train, Stream) else task.encode_split(splits.train, words),
         None if splits.validation is None else task.encode_split(splits.validation, words),
         None if splits.test is None else task.encode_split(splits.test, words),
     )
 
 
-def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) -> tuple[Feed | StreamFeed, int]:
+def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) -> tuple[AnyFeed, int]:
     """The batches of this process, and the number of optimiser steps of the run."""
     settings, place = config.training, (accelerator.process_index, accelerator.num_processes)
     padding = pad_id(material.tokenizer)
@@ -137,7 +136,8 @@ class Attached:
     """The base with the adapter in it, and what the checks found."""
 
     loaded: LoadedModel
-    model: nn.Module
+    model: Any
+    """A PEFT model, or the Transformers model itself where the method is no adapter."""
     method: Method
     probe: dict[str, torch.Tensor]
     before: torch.Tensor
@@ -160,7 +160,7 @@ def load_model(config: RunConfig, material: Material, accelerator: Accelerator) 
 
 
 def attach(
-    config: RunConfig, loaded: LoadedModel, material: Material, feed: Feed, accelerator: Accelerator
+    config: RunConfig, loaded: LoadedModel, material: Material, feed: AnyFeed, accelerator: Accelerator
 ) -> Attached:
     """Put the adapter in and check that it starts as the base, learns everywhere and can be switched off."""
     device = accelerator.device
