@@ -170,12 +170,18 @@ class RunFolder:
             CheckFailed: `damaged-file`, it is not JSON.
         """
         try:
-            return json.loads(self.report.read_text(encoding="utf-8"))
+            return _read(self.report)
         except FileNotFoundError:
             hint = f"continue it with: peft train --resume {self.path}"
             raise UserError(Mistake(f"{self.path} has no report yet: the run has not ended", hint=hint)) from None
-        except ValueError as error:
-            raise CheckFailed("damaged-file", f"{self.report} is not JSON: {error}") from None
+
+    def read_environment(self) -> dict[str, Any]:
+        """What environment.json says of the run's latest start; empty before the first.
+
+        Raises:
+            CheckFailed: `damaged-file`, it is not JSON.
+        """
+        return _read(self.environment) if self.environment.is_file() else {}
 
     def _lines(self) -> list[tuple[str, dict[str, Any]]]:
         """Each whole line of metrics.jsonl and its row."""
@@ -199,6 +205,13 @@ def run_folders(folder: Path) -> list[Path]:
         return []
     found = [e for e in folder.iterdir() if (e / "config.yaml").is_file() and not e.is_symlink()]
     return sorted(found, key=lambda entry: (entry / "config.yaml").stat().st_mtime, reverse=True)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckFailed("damaged-file", f"{path} is not JSON: {error}") from None
 
 
 def _claim(output: Path, stem: str) -> Path:

@@ -62,8 +62,8 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
     if composed.config.fetch:
         from peftcli.data.samples.fetch import ensure
 
-        named = [(composed.config.model, "model"), (composed.config.data, "data")]
-        ensure([part.name for part, _ in named if part.source == "sample"])
+        model, data = composed.config.model, composed.config.data
+        ensure([str(part.name) for part in (model, data) if part.source == "sample"])
     folder = RunFolder.create(composed.config, composed.overrides)
     return folder.path, launch.start(folder.path, composed.config.launch, quiet)
 

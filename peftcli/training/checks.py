@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from contextlib import contextmanager
 
 import torch
+import xxhash
 from torch import nn
 
 from peftcli.config.errors import CheckFailed
@@ -108,17 +109,14 @@ def dead_adapter(
 
 
 def fingerprints(model: nn.Module) -> dict[str, int]:
-    """A checksum of every frozen parameter and every buffer: the sum of its bits read as integers."""
+    """A checksum of the bits of every frozen parameter and every buffer."""
     frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
     frozen.update({n: b.detach() for n, b in model.named_buffers()})
     return {n: _checksum(t) for n, t in frozen.items() if t.numel()}
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    flat = tensor.contiguous().reshape(-1).view(torch.uint8)
-    whole = flat.numel() // 8 * 8
-    total = int(flat[:whole].view(torch.int64).sum()) if whole else 0
-    return total + int(flat[whole:].sum())
+    return xxhash.xxh3_64_intdigest(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
 
 
 def frozen_moved(before: dict[str, int], model: nn.Module, trained: set[str]) -> int:

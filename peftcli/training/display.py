@@ -36,8 +36,11 @@ class Display:
         if not self.speaks:
             return
         self.console.print(message, markup=False, soft_wrap=True)
-        with self.log.open("a") as file:
-            file.write(time.strftime("%H:%M:%S ") + message + "\n")
+        try:
+            with self.log.open("a") as file:
+                file.write(time.strftime("%H:%M:%S ") + message + "\n")
+        except OSError as error:  # the message is on the screen; what the run needs to write will say it louder
+            self.console.print(f"{self.log} cannot be written: {error.strerror}", markup=False, soft_wrap=True)
 
     def step(self, row: dict[str, Any]) -> None:
         """One optimiser step, as its row in metrics.jsonl says it."""

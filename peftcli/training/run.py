@@ -49,7 +49,7 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display)
     try:
-        with StopRequest() as stop, out_of_memory.named(config):
+        with StopRequest(patient=config.launch.processes > 1) as stop, out_of_memory.named(config):
             return session.go(stop)
     except CheckFailed as failure:
         session.failed(failure)
@@ -71,9 +71,10 @@ class _Session:
         """All of it."""
         resumed = checkpoints.latest(self.run.checkpoints)
         if self.main:
+            if not resumed and self.run.metrics():
+                self.display.say(f"{self.run.checkpoints} holds no complete checkpoint: starting at the first step")
             self.run.cut(resumed.progress.step if resumed else 0)
-            write_json(self.run.environment, {**environment.describe(), "seed": self.config.seed})
-        material, attached, job = self._prepare(stop)
+        material, attached, job = self._prepare(stop, resumed is not None)
         if resumed:
             self.display.say(f"continuing after step {resumed.progress.step}")
         frozen_before = checks.fingerprints(attached.model)
@@ -81,14 +82,16 @@ class _Session:
             progress = train(job, resumed)
         except Stopped:
             self.display.say(f"stopped by {stop.name or 'a signal to another process'}; a checkpoint is on disk")
-            return self._stopped()
+            return self._stopped(stop.name)
         self._check_frozen(frozen_before, attached, job)
         _leave_group(self.accelerator)
         return self._finish(material, attached, job, progress) if self.main else {}
 
-    def _prepare(self, stop: StopRequest) -> tuple[Material, Attached, Job]:
+    def _prepare(self, stop: StopRequest, resumed: bool) -> tuple[Material, Attached, Job]:
         with self.accelerator.main_process_first():
             material = prepare.load_material(self.config)
+            if self.main:
+                self._note_start(material.splits.fingerprint, resumed)
         self._show(material)
         loaded = prepare.load_model(self.config, material, self.accelerator)
         self.loaded_bytes = memory.held(self.accelerator.device)
@@ -105,6 +108,21 @@ class _Session:
             self.display, stop, self._measure(material), tracker,
         )  # fmt: skip
         return material, attached, job
+
+    def _note_start(self, rows: str, resumed: bool) -> None:
+        """Write where and on which rows the run goes; a checkpoint's place in an epoch means nothing in others."""
+        about = {**environment.describe(), "seed": self.config.seed, "data_fingerprint": rows}
+        if resumed:
+            before = self.run.read_environment().get("data_fingerprint", "not noted")
+            if before != rows:
+                raise CheckFailed(
+                    "data-changed",
+                    f"the rows are not those that {self.run.path} began with: their fingerprint is {rows[:12]}, and "
+                    f"was {before[:12]}",
+                    f"put the former rows back and resume, or start another run; to train this one from its first "
+                    f"step on the new rows, remove {self.run.checkpoints} and resume",
+                )
+        write_json(self.run.environment, about)
 
     def _show(self, material: Material) -> None:
         """What the model will see, said once: notes, counts, one row with its mask."""
@@ -136,11 +154,10 @@ class _Session:
 
     def _finish(self, material: Material, attached: Attached, job: Job, progress: Progress) -> dict[str, Any]:
         attached.method.finish(attached.model)
-        first = self.checks
-        report = {
+        report: dict[str, Any] = {
             "run": {**self._identity("done"), "steps": progress.step, "stopped_early": progress.stopped_early},
             "parameters": closing.parameters(attached),
-            "checks": first,
+            "checks": self.checks,
             "figures": attached.method.figures(attached.model),
         }
         self.display.say("training is done; measuring on held-out rows")
@@ -173,8 +190,9 @@ class _Session:
         name, seed = self.config.name, self.config.seed
         return {"name": name, "id": self.run.name, "created": created, "status": status, "seed": seed}
 
-    def _stopped(self) -> dict[str, Any]:
-        return self._write({"run": self._identity("stopped"), "checks": self.checks}) if self.main else {}
+    def _stopped(self, by: str) -> dict[str, Any]:
+        run = {**self._identity("stopped"), "stopped_by": by}
+        return self._write({"run": run, "checks": self.checks}) if self.main else {}
 
     def failed(self, failure: CheckFailed) -> None:
         """Leave a report that says which check stopped the run, where the disk allows it."""

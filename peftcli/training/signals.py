@@ -11,12 +11,16 @@ class StopRequest:
     """Remembers the first of SIGTERM, SIGUSR1 (a cluster's warning) and Ctrl-C; a second Ctrl-C ends at once.
 
     A context manager: the former handlers come back at its end.
+
+    Args:
+        patient: A second Ctrl-C means nothing: a worker gets each from the terminal and from its parent.
     """
 
     SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
-    def __init__(self) -> None:
+    def __init__(self, patient: bool = False) -> None:
         self.name = ""
+        self.patient, self._interrupted = patient, False
 
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
@@ -30,6 +34,8 @@ class StopRequest:
             signal.signal(number, handler)
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
-        if number == signal.SIGINT and self.name == "SIGINT":
-            raise KeyboardInterrupt
-        self.name = signal.Signals(number).name
+        if number == signal.SIGINT:
+            if self._interrupted and not self.patient:
+                raise KeyboardInterrupt
+            self._interrupted = True
+        self.name = self.name or signal.Signals(number).name

@@ -80,13 +80,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(make_ru
     assert "non-finite-loss" in run.page.read_text()
 
 
-def test_gradients_that_vanish_for_good_stop_the_run(make_run):
-    # Steps of 1e30 overflow inside the norm, whose output is then zero: a finite loss that nothing can move.
-    run = make_run(optim={"lr": 1e30, "clip_norm": None, "warmup_share": 0.0, "schedule": "constant"})
-    with pytest.raises(CheckFailed, match=r"zero-gradient.*3 steps"):
-        train_here(run.path, quiet=True)
-
-
 def test_early_stopping_ends_with_the_best_checkpoint(make_run):
     run = make_run(
         training={"max_steps": 30, "eval_every": 1, "early_stopping": 2, "keep_checkpoints": 1},
