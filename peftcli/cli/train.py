@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from peftcli.cli.completion import complete_override, complete_recipe
-from peftcli.config.errors import UserError
+from peftcli.config.errors import CheckFailed, UserError
+
+if TYPE_CHECKING:
+    from peftcli.config.schema import LaunchConfig
 
 
 def train(
@@ -65,27 +68,43 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
         model, data = composed.config.model, composed.config.data
         ensure([str(part.name) for part in (model, data) if part.source == "sample"])
     folder = RunFolder.create(composed.config, composed.overrides)
-    return folder.path, launch.start(folder.path, composed.config.launch, quiet)
+    return folder.path, _launch(folder.path, composed.config.launch, quiet)
 
 
 def _resume(run: Path, quiet: bool) -> tuple[Path, dict]:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config import frozen
-    from peftcli.launch import processes as launch
 
     folder = RunFolder.open(run)
     if folder.status == "done":
         typer.echo(f"{run} is already done; its report is below", err=True)
+        if not folder.page.is_file():  # the disk was full when it should have been written
+            from peftcli.reports import page
+
+            page.write(folder.path)
         return folder.path, folder.read_report()
-    return folder.path, launch.start(folder.path, frozen.load(folder.config).launch, quiet)
+    return folder.path, _launch(folder.path, frozen.load(folder.config).launch, quiet)
+
+
+def _launch(folder: Path, config: LaunchConfig, quiet: bool) -> dict:
+    from peftcli.launch import processes
+
+    try:
+        return processes.start(folder, config, quiet)
+    except (UserError, CheckFailed, KeyboardInterrupt):
+        typer.echo(f"the run is in {folder}; when the cause is mended: peft train --resume {folder}", err=True)
+        raise
 
 
 def _close(folder: Path, report: dict, as_json: bool) -> None:
+    stopped = report["run"]["status"] == "stopped"
     if as_json:
         typer.echo(json.dumps({**report, "folder": str(folder)}))
-        return
-    if report["run"]["status"] == "stopped":
-        typer.echo(f"stopped with a checkpoint; continue with: peft train --resume {folder}")
+    elif stopped:
+        typer.echo(f"stopped; continue with: peft train --resume {folder}")
+    if stopped and report["run"]["stopped_by"] == "SIGINT":
+        raise typer.Exit(130)
+    if as_json or stopped:
         return
     from peftcli.reports.terminal import show
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 from dataclasses import asdict
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from peftcli.config.errors import CheckFailed, Mistake, UserError
 from peftcli.config.schema import LaunchConfig
+from peftcli.training.signals import StopRequest
 
 FAILURE = "failure.json"
 """File in the run folder in which a worker leaves the message of its failure for the parent."""
@@ -52,11 +55,25 @@ def start(run: Path, config: LaunchConfig, quiet: bool = False) -> dict[str, Any
 
         return train(run, quiet=quiet)
     check(config)
-    _elastic(run, config, quiet)
-    return json.loads((run / "report.json").read_text())
+    return _elastic(run, config, quiet)
 
 
-def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> None:
+class _Relay(StopRequest):
+    """Hands each request to stop on to the workers, which end at the same step; a second Ctrl-C kills them."""
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        workers = multiprocessing.active_children()
+        try:
+            super()._note(number, frame)
+        except KeyboardInterrupt:
+            for worker in workers:
+                worker.kill()
+            raise
+        for worker in workers:
+            os.kill(worker.pid or 0, number)
+
+
+def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
     import uuid
 
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
@@ -77,13 +94,22 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> None:
         rdzv_endpoint="localhost:0",
         max_restarts=0,
         monitor_interval=0.1,
+        signals_to_handle="SIGHUP,SIGQUIT",  # at those torchrun ends the workers itself
     )
-    try:
-        elastic_launch(elastic, worker)(str(run), config.processes, quiet)
-    except ChildFailedError as error:
-        raise _failure_of(run) or CheckFailed(
-            "lost-worker", f"a worker process ended without a message: {error}", "see its lines above"
-        ) from error
+    with _Relay() as stop:
+        try:
+            elastic_launch(elastic, worker)(str(run), config.processes, quiet)
+        except ChildFailedError as error:
+            if failure := _failure_of(run):
+                raise failure from error
+            if stop.name:  # before the workers could listen
+                return {"run": {"status": "stopped", "stopped_by": stop.name}}
+            raise CheckFailed(
+                "lost-worker",
+                f"a worker process ended without a message: {error}",
+                f"see its lines above; nothing before the newest checkpoint is lost: peft train --resume {run}",
+            ) from error
+    return json.loads((run / "report.json").read_text())
 
 
 def worker(run: str, processes: int, quiet: bool) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
+from peftcli.artifacts import atomic
 from peftcli.reports import figures, quality, record, units, usage
 from peftcli.reports.record import Record
 
@@ -29,6 +30,9 @@ def write(run: Path) -> Path:
 
     Returns:
         The path of the page.
+
+    Raises:
+        UserError, CheckFailed: As `atomic.file`; an earlier page is unchanged.
     """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
@@ -40,7 +44,7 @@ def write(run: Path) -> Path:
     )
     environment.filters.update(unbroken=_unbroken, prose=_prose)
     page = Path(run) / "report.html"
-    page.write_text(environment.get_template("page.html").render(_content(record.read(Path(run)))), encoding="utf-8")
+    atomic.write_text(page, environment.get_template("page.html").render(_content(record.read(Path(run)))))
     return page
 
 

@@ -116,7 +116,7 @@ def fingerprints(model: nn.Module) -> dict[str, int]:
 
 
 def _checksum(tensor: torch.Tensor) -> int:
-    return xxhash.xxh3_64_intdigest(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return xxhash.xxh3_64_intdigest(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 
 def frozen_moved(before: dict[str, int], model: nn.Module, trained: set[str]) -> int:

@@ -1,0 +1,46 @@
+"""Every shipped recipe composes and validates; those with a stand-in on this machine train two steps."""
+
+from __future__ import annotations
+
+import pytest
+
+from peftcli.config import catalog
+from peftcli.config.compose import compose
+
+RECIPES = sorted(catalog.recipes())
+OFFLINE = [name for name in RECIPES if not name.startswith("llama2-7b/")]
+SHORT = [
+    "training.max_steps=2", "data.rows={train: 12, validation: 4, test: 6}", "training.batch_size=4",
+    "training.eval_every=end", "fetch=false",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_composes(name):
+    composed = compose(name, [])
+    assert composed.config.name == name.replace("/", "_")
+    assert composed.notes == []
+
+
+def test_there_are_recipes_of_each_kind():
+    assert {"quickstart", "smollm2/reuters-r8_lora", "smollm2/wordnet-gloss_lora", "llama2-7b/gsm8k_lora"} <= set(
+        RECIPES
+    )
+
+
+@pytest.mark.samples
+@pytest.mark.slow
+@pytest.mark.parametrize("name", OFFLINE)
+def test_a_recipe_trains_two_steps(name, tmp_path):
+    from peftcli.artifacts.run_folder import RunFolder
+    from peftcli.training.run import run
+
+    more = ["task.generated_rows=2", "task.max_new_tokens=4"] if "gloss" in name else []
+    composed = compose(name, [*SHORT, *more, f"output={tmp_path}"])
+    folder = RunFolder.create(composed.config, composed.overrides)
+    report = run(folder.path, quiet=True)
+    assert report["run"]["status"] == "done"
+    names = [row["name"] for row in report["quality"]["rows"]]
+    assert names[0] == "untouched base"
+    assert names[-1] == "tuned"
+    assert folder.page.is_file()
