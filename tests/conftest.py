@@ -1,9 +1,10 @@
-"""A tiny checkpoint and labelled rows on disk, and runs over them."""
+"""A tiny checkpoint and labelled rows on disk, runs over them, and disks that are full or cannot be written to."""
 
 from __future__ import annotations
 
 import json
 import random
+import subprocess
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,13 @@ WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "music", "plot
 def _sentence(draw: random.Random, label: str) -> str:
     pool = WORDS[:3] if label == "good" else WORDS[3:6]
     return " ".join(draw.choice(pool if draw.random() < 0.4 else WORDS[6:]) for _ in range(draw.randint(3, 14)))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(request, monkeypatch, tmp_path_factory):
+    """The tests' own cache, but for those that are marked to need fetched samples."""
+    if "samples" not in request.keywords:
+        monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="session")
@@ -48,3 +56,24 @@ def make_run(checkpoint, rows, tmp_path) -> Callable:
     from tests.runs import make_run
 
     return partial(make_run, checkpoint, rows, tmp_path / "runs")
+
+
+@pytest.fixture
+def mounted(tmp_path: Path):
+    """Mount a small memory disk with options; skips where that needs rights that the test does not have."""
+    places: list[Path] = []
+
+    def mount(options: str) -> Path:
+        place = tmp_path / f"disk{len(places)}"
+        place.mkdir()
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(place)], capture_output=True)
+        if done.returncode:
+            pytest.skip("may not mount a memory disk here")
+        places.append(place)
+        return place
+
+    try:
+        yield mount
+    finally:
+        for place in places:
+            subprocess.run(["umount", "--lazy", str(place)], check=True)

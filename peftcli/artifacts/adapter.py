@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,12 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
-from transformers.utils import logging as transformers_logging
 
 from peftcli import register_with_peft
 from peftcli.artifacts import atomic, card
 from peftcli.artifacts.lineage import digests
 from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
+from peftcli.models.checkpoint import quiet
 
 CONFIG, WEIGHTS, LINEAGE = "adapter_config.json", "adapter_model.safetensors", "lineage.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -209,7 +207,7 @@ def load_model(kind: type[PreTrainedModel], folder: Path, **arguments: Any) -> P
     check_safe(folder, "*.safetensors")
     for part in folder.glob("*.safetensors"):
         tensor_names(part)
-    with _quiet():
+    with quiet():
         both: Any = kind.from_pretrained(
             str(folder), output_loading_info=True, use_safetensors=True, trust_remote_code=False, **arguments
         )
@@ -223,7 +221,7 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
     was = model.config._name_or_path
     model.config._name_or_path = _name(was)
     try:
-        with _quiet():
+        with quiet():
             model.save_pretrained(folder)
     finally:
         model.config._name_or_path = was
@@ -239,20 +237,6 @@ def describe(folder: Path, lineage: dict[str, Any], text: str) -> None:
 
 def _name(base_id: str) -> str:
     return Path(base_id).name if Path(base_id).is_absolute() else base_id
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No progress bar and no load report: what the report would say becomes an error of ours."""
-    level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if bar:
-            transformers_logging.enable_progress_bar()
 
 
 def portable(lineage: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 LOAD_ADAPTER = """\
@@ -10,7 +11,7 @@ from peft import PeftModel
 from transformers import AutoModelFor{auto}
 
 peftcli.register_with_peft()  # pip install peftcli=={version}
-base = AutoModelFor{auto}.from_pretrained("{base}"{revision})
+base = AutoModelFor{auto}.from_pretrained({base}{revision})
 model = PeftModel.from_pretrained(base, "THIS FOLDER")
 """
 
@@ -35,7 +36,7 @@ def _card(
     lineage: dict[str, Any], what: str, library: str, code: str, class_name: str, metrics: dict[str, dict[str, float]]
 ) -> str:
     base, version = lineage["base"], lineage["package_version"]
-    revision = f', revision="{base["revision"]}"' if base["revision"] else ""
+    revision = f", revision={json.dumps(base['revision'])}" if base["revision"] else ""
     auto = class_name.partition("For")[2] or "CausalLM"
     tags = ["peftcli", lineage["method"]]
     facts = {
@@ -51,8 +52,8 @@ def _card(
         [
             "---",
             f"library_name: {library}",
-            f"base_model: {base['id']}",
-            f"tags: [{', '.join(tags)}]",
+            f"base_model: {json.dumps(base['id'])}",
+            f"tags: {json.dumps(tags)}",
             "license: unknown",
             "---",
             f"# {what} for {base['id']}",
@@ -61,7 +62,7 @@ def _card(
             "",
             *_table(metrics),
             "```python",
-            code.format(base=base["id"], revision=revision, version=version, auto=auto).rstrip(),
+            code.format(base=json.dumps(base["id"]), revision=revision, version=version, auto=auto).rstrip(),
             "```",
             "",
             "The licence is not known: it follows from those of the base model and of the training data.",

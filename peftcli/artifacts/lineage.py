@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -116,14 +117,12 @@ def combined(tensor_digests: dict[str, str]) -> str:
     return whole.hexdigest()
 
 
-def hash_tensors(model: nn.Module, names: Iterable[str]) -> str:
-    """One hash of the named base tensors, whatever dtype they are loaded in."""
-    return combined(digests(model, names))
-
-
 def config_hash(config: RunConfig) -> str:
-    """Hash of what a run computes; where it is written and how it is launched do not count."""
+    """Hash of what a run computes; where it is written, how it is launched and in which folder its inputs are do not count."""
     tree = {key: value for key, value in asdict(config).items() if key not in NOT_THE_EXPERIMENT}
+    del tree["data"]["files"]  # the rows have a fingerprint of their own in the lineage, the base a hash
+    if config.model.source == "folder":
+        tree["model"]["name"] = Path(config.model.name).name
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
 
 

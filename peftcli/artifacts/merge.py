@@ -180,7 +180,8 @@ def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drif
     """Give back the drift if the merge kept what the adapter does.
 
     Raises:
-        CheckFailed: `merge-drift`, beyond the tolerance or no nearer to the tuned model than the base is.
+        CheckFailed: `merge-drift`, beyond the tolerance, no nearer to the tuned model than the base is, or an adapter without
+            any effect.
     """
     numbers = (
         f"outputs of the {what} model differ from the unmerged ones by {drift.mean:.3g} in the mean and "
@@ -190,7 +191,10 @@ def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drif
     if not drift.share <= tolerance:
         worst = f"{numbers}; at the worst position by {drift.share:.2%} of it, and {tolerance:.2%} is allowed"
         raise CheckFailed("merge-drift", worst, hint)
-    if drift.effect > 0 and not drift.mean < NEARER * drift.effect:
+    if drift.effect == 0:
+        what = "the adapter does not change the outputs at all: merged, it would be the base under another name"
+        raise CheckFailed("merge-drift", what, "train it, or use the base itself")
+    if not drift.mean < NEARER * drift.effect:
         what = f"{numbers}; the whole adapter changes them by {drift.effect:.3g}, so most of its effect is lost"
         raise CheckFailed("merge-drift", what, hint)
     return drift

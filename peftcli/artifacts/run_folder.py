@@ -28,6 +28,8 @@ class RunFolder:
     def create(cls, config: RunConfig, overrides: Sequence[str] = ()) -> RunFolder:
         """Make `<output>/<date>_<time>_<recipe>` with the frozen config and the overrides in it; `latest` points to it.
 
+        Paths in the config are made absolute, from the current folder.
+
         Raises:
             UserError: The output folder cannot be written to.
             CheckFailed: `disk-full` or `write-failed`; no folder is left behind.
@@ -36,7 +38,7 @@ class RunFolder:
         run = cls(_claim(Path(config.output).expanduser(), stem))
         try:
             with atomic.file(run.config) as partial:
-                frozen.save(config, partial)
+                frozen.save(frozen.anchored(config), partial)
             atomic.write_text(run.overrides, "".join(f"{override}\n" for override in overrides))
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import glob
+import os
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,26 @@ def plain(config: RunConfig) -> dict[str, Any]:
 def save(config: RunConfig, path: Path) -> None:
     """Write the resolved run as YAML."""
     path.write_text(dump(plain(config)), encoding="utf-8")
+
+
+def anchored(config: RunConfig) -> RunConfig:
+    """The same run with local files and model folder as absolute paths, so that it can be used from any folder."""
+    model, files = config.model, {split: _anchored(value) for split, value in config.data.files.items()}
+    if model.source == "folder":
+        model = replace(model, name=str(Path(os.path.expanduser(model.name)).absolute()))
+    return replace(config, model=model, data=replace(config.data, files=files))
+
+
+def _anchored(value: Any) -> Any:
+    """A path, a glob or a list of them; what is none of these is left for the reader of the data to refuse."""
+    if isinstance(value, list | tuple):
+        return [_anchored(item) for item in value]
+    if not isinstance(value, str):
+        return value
+    path = Path(os.path.expanduser(value))
+    if path.is_file() or not glob.has_magic(value):
+        return str(path.absolute())
+    return str(Path(glob.escape(str(Path.cwd()))) / path)  # only what the user wrote is a pattern
 
 
 def dump(tree: dict[str, Any]) -> str:

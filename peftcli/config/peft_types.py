@@ -14,6 +14,15 @@ OURS = frozenset(
     ("peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "inference_mode", "peft_version")
 )
 """Fields that we fill in ourselves."""
+NEEDED: dict[str, tuple[str, ...]] = {
+    "ADAPTION_PROMPT": ("adapter_len", "adapter_layers"),
+    "CARTRIDGE": ("num_virtual_tokens",),
+    "PREFIX_TUNING": ("num_virtual_tokens",),
+    "PROMPT_TUNING": ("num_virtual_tokens",),
+    "P_TUNING": ("num_virtual_tokens",),
+    "TRAINABLE_TOKENS": ("token_indices",),
+}
+"""Arguments that a tuner cannot do without, though PEFT gives them a default and trips over it later."""
 
 
 @cache
@@ -54,6 +63,16 @@ def mistakes(tuner: str, given: dict[str, object], type_where: str, where: dict[
             yield Mistake(f"method.args.{name} is filled in by this program", where[name], hint="leave it out")
         elif name not in known[tuner.upper()]:
             yield unknown(f"argument of {tuner.upper()}", name, known[tuner.upper()], where[name])
+    yield from lacking(tuner.upper(), given, type_where)
+
+
+def lacking(tuner: str, given: dict[str, object], where: str = "") -> list[Mistake]:
+    """An argument each that the tuner needs and was not given."""
+    return [
+        Mistake(f"PEFT's {tuner} needs method.args.{name}", where, hint=f"method.args.{name}=VALUE")
+        for name in NEEDED.get(tuner, ())
+        if given.get(name) is None
+    ]
 
 
 def _peft_type(node: ast.ClassDef) -> str:

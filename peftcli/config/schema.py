@@ -27,7 +27,7 @@ class ModelConfig:
     """The base model."""
 
     name: str = REQUIRED
-    """Hub id, sample name or folder of the base model."""
+    """Hub id, sample name or folder of the base model; a relative folder starts at the current one."""
     source: Literal["hub", "sample", "folder"] = "hub"
     """Where it comes from: the model hub, a fetched sample, or a folder on this machine."""
     revision: str | None = None
@@ -57,7 +57,7 @@ class DataConfig:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     files: dict[str, Any] = field(default_factory=dict)
-    """Local files by split, a path or a list of paths or globs each: `{train: a.jsonl, test: b.csv}`."""
+    """Local files by split, paths or globs from the current folder: `{train: [a.jsonl, b/*.jsonl], test: c.csv}`."""
     format: Literal["auto", "jsonl", "csv", "parquet"] = "auto"
     """Format of local files; auto goes by the file's ending."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -176,13 +176,13 @@ class TrainingConfig:
     eval_batch_size: int = 16
     """Rows at once when nothing is trained."""
     early_stopping: int | None = None
-    """Stop after so many measurements without a better one; null never stops early."""
+    """End the stage after so many measurements without a better one; null never stops early."""
     keep_best: bool = True
     """End with the best measured checkpoint rather than the last."""
     log_every: int = 1
     """Steps between two lines of metrics.jsonl."""
     save_every: int | None = None
-    """Steps between two checkpoints; null saves with each measurement."""
+    """Steps between two checkpoints; null saves with each measurement and at least each tenth of the run."""
     keep_checkpoints: int = 2
     """Checkpoints that stay on disk beside the best one."""
     baselines: bool = True
@@ -204,7 +204,7 @@ class LaunchConfig:
     threads: int | None = None
     """CPU threads a process; null shares all cores among them."""
     timeout_minutes: float = 10.0
-    """How long a process waits for the others before it says which one is missing."""
+    """How long a process waits for the others before the run fails."""
 
 
 @dataclass

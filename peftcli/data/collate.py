@@ -9,6 +9,9 @@ if TYPE_CHECKING:
 
 IGNORE = -100
 """Label of a position that is not supervised."""
+MULTIPLE = 8
+"""What batches for a model are padded to a multiple of. Each new shape costs a CPU the building of its kernels and the
+memory to keep them: 60 steps of 4 rows of SmolLM2 took 1.47 GB instead of 1.87 GB; GPUs want multiples of 8 too."""
 
 
 def pad(rows: list[dict[str, Any]], pad_id: int, side: str = "right", multiple: int = 1) -> dict[str, torch.Tensor]:

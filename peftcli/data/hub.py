@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import pyarrow as pa
 
@@ -16,6 +13,7 @@ from peftcli.config.schema import DataConfig
 from peftcli.data import formats
 from peftcli.data.origins import Origin, numbered
 from peftcli.data.rows import Rows
+from peftcli.models.checkpoint import hub_answers
 
 OFFLINE = (
     "without a network: data.source=files data.files.train=FILE, a fetched sample (data.source=sample, "
@@ -64,21 +62,26 @@ def _class_name(value: Any, names: list[str] | None) -> Any:
     return names[value] if value >= 0 else None
 
 
-def find(config: DataConfig) -> dict[str, Origin]:
-    """All splits of a hub data set, by the hub's names.
+def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
+    """All splits of a hub data set, by the hub's names. A stream is pinned to the commit that the hub has now.
 
     Raises:
         UserError: There is none of that name, or no network and no copy in the cache.
     """
     name = str(config.name)
-    offline = not Path(name).exists() and not _reachable(os.environ.get("HF_ENDPOINT", "https://huggingface.co"))
+    here = Path(name).exists()
+    offline = not here and not hub_answers()
     import datasets
     from huggingface_hub import constants, errors
 
     if offline:  # otherwise the library tries for half a minute; what is cached still loads
         datasets.config.HF_HUB_OFFLINE = constants.HF_HUB_OFFLINE = True
+    revision = None if here or offline or not config.streaming else _commit(name, config.revision)
+    if config.streaming:
+        notes.append(_pinned(name, revision))
+    revision = revision or config.revision
     try:
-        found = datasets.load_dataset(name, config.subset, revision=config.revision, streaming=config.streaming)
+        found = datasets.load_dataset(name, config.subset, revision=revision, streaming=config.streaming)
     except (datasets.exceptions.DatasetNotFoundError, errors.RepositoryNotFoundError) as error:
         what = f"no data set {name!r} on the hub: {_first(error)}"
         raise UserError(Mistake(what, "data.name", hint=OFFLINE)) from error
@@ -90,19 +93,25 @@ def find(config: DataConfig) -> dict[str, Origin]:
             "data sets that run code of their own are not loaded; take a parquet copy" if "script" in str(error) else ""
         )
         raise UserError(Mistake(f"cannot load {name!r}: {_first(error)}", "data", hint=hint)) from error
-    label = " ".join(filter(None, [name, config.subset, config.revision]))
+    label = " ".join(filter(None, [name, config.subset, revision]))
     return {str(s): HubOrigin(d, f"{name} {s}", f"{label} {s}") for s, d in found.items()}
 
 
-def _reachable(endpoint: str) -> bool:
-    if any(os.environ.get(key) for key in ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")):
-        return True
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a branch, tag or nothing stands for; None where the hub does not say."""
+    from httpx import HTTPError
+    from huggingface_hub import HfApi
+
     try:
-        url = urlparse(endpoint)
-        socket.create_connection((url.hostname or "", url.port or 443), timeout=3).close()
-    except OSError:
-        return False
-    return True
+        return HfApi().dataset_info(name, revision=revision, timeout=10).sha
+    except (HTTPError, OSError, ValueError):  # what is wrong shows again, and is explained, when it is loaded
+        return None
+
+
+def _pinned(name: str, commit: str | None) -> str:
+    if commit:
+        return f"{name} is streamed at commit {commit}; data.revision={commit} repeats it"
+    return f"{name} is streamed and not pinned: the commit is not known, so its fingerprint does not see a change there"
 
 
 def _first(error: Exception) -> str:

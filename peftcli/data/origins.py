@@ -57,7 +57,7 @@ def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
         return _local(config)
     from peftcli.data import hub
 
-    have = _sample(config) if config.source == "sample" else hub.find(config)
+    have = _sample(config) if config.source == "sample" else hub.find(config, notes)
     return _chosen(config, have, notes)
 
 

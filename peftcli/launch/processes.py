@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
 import multiprocessing
 import os
+import signal
+import traceback
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from types import FrameType
@@ -16,6 +20,8 @@ from peftcli.training.signals import StopRequest
 
 FAILURE = "failure.json"
 """File in the run folder in which a worker leaves the message of its failure for the parent."""
+LOUD = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
+"""Loggers that wrap each end of a worker in a traceback of their own; what they know is in the error they raise."""
 
 
 def check(config: LaunchConfig) -> None:
@@ -81,6 +87,8 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
     from torch.distributed.launcher.api import elastic_launch
 
     from peftcli.artifacts.environment import cores
+    from peftcli.config import frozen
+    from peftcli.training import prepare
 
     (run / FAILURE).unlink(missing_ok=True)
     threads = config.threads or max(1, cores() // config.processes)
@@ -96,6 +104,9 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
         monitor_interval=0.1,
         signals_to_handle="SIGHUP,SIGQUIT",  # at those torchrun ends the workers itself
     )
+    for name in LOUD:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    prepare.load_material(frozen.load(run / "config.yaml"))  # encoded once, before anybody waits for anybody
     with _Relay() as stop:
         try:
             elastic_launch(elastic, worker)(str(run), config.processes, quiet)
@@ -104,12 +115,21 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
                 raise failure from error
             if stop.name:  # before the workers could listen
                 return {"run": {"status": "stopped", "stopped_by": stop.name}}
-            raise CheckFailed(
-                "lost-worker",
-                f"a worker process ended without a message: {error}",
-                f"see its lines above; nothing before the newest checkpoint is lost: peft train --resume {run}",
-            ) from error
+            raise _lost(error.failures.values()) from error
     return json.loads((run / "report.json").read_text())
+
+
+def _lost(failures: Iterable[Any]) -> CheckFailed:
+    """The end of workers that left no message, the first first."""
+    first = min(failures, key=lambda failure: failure.timestamp)
+    killed = first.exitcode == -signal.SIGKILL
+    return CheckFailed(
+        "lost-worker",
+        f"worker {first.local_rank} (process {first.pid}) ended without a message, "
+        + (f"by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"with exit code {first.exitcode}"),
+        ("the system does that when memory runs out; " if killed else "see its lines above; ")
+        + "nothing up to the newest checkpoint is lost",
+    )
 
 
 def worker(run: str, processes: int, quiet: bool) -> None:
@@ -128,6 +148,10 @@ def worker(run: str, processes: int, quiet: bool) -> None:
         raise SystemExit(2) from error
     except CheckFailed as error:
         _leave(Path(run), {"check": error.check, "what": error.what, "hint": error.hint})
+        raise SystemExit(1) from error
+    except Exception as error:
+        if not (Path(run) / FAILURE).exists():  # else it is only that another worker is gone
+            traceback.print_exc()
         raise SystemExit(1) from error
 
 

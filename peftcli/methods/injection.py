@@ -11,7 +11,7 @@ from peft import PeftModel, TaskType, get_peft_model
 from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
-from peftcli.config.errors import Mistake, UserError
+from peftcli.config.errors import CheckFailed, Mistake, UserError
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -41,12 +41,22 @@ def inject(model: nn.Module, config: Any, names: Iterable[str] | None = None) ->
             # PEFT 0.21 asks Transformers for a property that Transformers has renamed.
             warnings.simplefilter("ignore", FutureWarning)
             wrapped = get_peft_model(model, config)
-    except (ValueError, TypeError, NotImplementedError, AttributeError, KeyError) as error:
-        raise UserError(Mistake(f"PEFT's {kind} cannot be put into this model: {error}")) from error
+    except (UserError, CheckFailed, MemoryError):
+        raise
+    except Exception as error:  # each tuner fails in its own way
+        if isinstance(error, RuntimeError) and "memory" in str(error):
+            raise
+        raise UserError(Mistake(f"PEFT's {kind} cannot be put into this model: {plain(error)}")) from error
     if config.task_type == TaskType.SEQ_CLS and not _trains_head(wrapped):
         raise UserError(Mistake(f"PEFT's {kind} cannot train a classification head", hint="use task.head=label_words"))
     _train_in_float32(wrapped)
     return wrapped
+
+
+def plain(error: Exception) -> str:
+    """What an error of PEFT says; with its kind where the words alone are Python's rather than PEFT's."""
+    said = str(error).strip()
+    return said if said and isinstance(error, ValueError) else f"{type(error).__name__}: {said or 'no reason given'}"
 
 
 def _trains_head(model: nn.Module) -> bool:

@@ -65,7 +65,7 @@ def where(config: ModelConfig, folder: Path | None) -> dict[str, Any]:
 
 @cache
 def hub_answers() -> bool:
-    """Whether the hub's name resolves: without a network the hub client would try each file for 20 seconds."""
+    """Whether the hub's name resolves: without a network the hub's clients would try each file for 20 seconds."""
     from huggingface_hub import constants
 
     if getproxies():

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from peftcli.data.collate import pad
+from peftcli.data.collate import MULTIPLE, pad
 from peftcli.models.precision import autocast
 from peftcli.tasks.tokens import pad_id
 
@@ -32,7 +32,7 @@ def measuring(model: nn.Module, device: Any, precision: str) -> Iterator[None]:
 
 def to_batch(rows: list[dict[str, Any]], tokenizer: Any, device: Any, side: str = "right") -> dict[str, Tensor]:
     """Encoded rows as tensors on the device."""
-    return {name: value.to(device) for name, value in pad(rows, pad_id(tokenizer), side).items()}
+    return {name: value.to(device) for name, value in pad(rows, pad_id(tokenizer), side, MULTIPLE).items()}
 
 
 def decode_greedily(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 from collections.abc import Callable
@@ -68,9 +69,21 @@ class Tokens:
         parts = [
             self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else self.tokenizer.get_vocab(),
             self.tokenizer.chat_template,
+            self._probe(),
             {name: str(token) for name, token in self.tokenizer.special_tokens_map.items()},
         ]
         return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+    def _probe(self) -> str:
+        """A conversation as the chat template writes it today: some templates put the date in."""
+        if not self.tokenizer.chat_template:
+            return ""
+        from jinja2 import TemplateError
+
+        # A template that refuses this conversation says so, or why, when it is given the rows.
+        with contextlib.suppress(TemplateError, TypeError, ValueError):
+            return self.tokenizer.apply_chat_template([{"role": "user", "content": "a"}], tokenize=False)
+        return ""
 
 
 def hand_over_spaces(prompt: str, text: str) -> tuple[str, str]:

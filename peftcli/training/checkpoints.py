@@ -11,6 +11,7 @@ import json
 import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -55,7 +56,8 @@ class Checkpoint:
     optimiser: dict[str, torch.Tensor]
     method: dict[str, torch.Tensor]
     """What the method needs beside its trained tensors."""
-    scale: float | None
+    scaler: dict[str, Any] | None
+    """State of fp16's loss scale."""
 
 
 def folder_of(root: Path, step: int) -> Path:
@@ -65,7 +67,7 @@ def folder_of(root: Path, step: int) -> Path:
 def save(root: Path, checkpoint: Checkpoint) -> Path:
     """Write a checkpoint whole and return its folder."""
     final = folder_of(root, checkpoint.progress.step)
-    place = {"progress": asdict(checkpoint.progress), "scale": checkpoint.scale}
+    place = {"progress": asdict(checkpoint.progress), "scaler": checkpoint.scaler}
     with atomic.folder(final) as partial:
         atomic.write_tensors(partial / "trained.safetensors", checkpoint.trained)
         atomic.write_tensors(partial / "optimiser.safetensors", checkpoint.optimiser)
@@ -94,13 +96,14 @@ def load(folder: Path) -> Checkpoint:
             load_file(folder / "trained.safetensors"),
             load_file(folder / "optimiser.safetensors"),
             load_file(folder / "method.safetensors"),
-            place["scale"],
+            place["scaler"],
         )
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise CheckFailed(
             "broken-checkpoint",
             f"{folder} cannot be read: {error}",
-            "remove that folder and resume again: the checkpoint before it is used",
+            "remove that folder and resume again: the checkpoint before it is used, or the last step in place of the "
+            "best one",
         ) from error
 
 

@@ -12,8 +12,9 @@ from torch import nn
 from peftcli.config.errors import CheckFailed
 from peftcli.training import seeds
 
-IDENTITY_SHARE = {torch.float64: 1e-9, torch.float32: 1e-4, torch.float16: 2e-2, torch.bfloat16: 5e-2}
-"""Largest difference from the base's outputs before step 1, as a share of their spread, by type of the weights."""
+IDENTITY_SHARE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+"""Mean difference from the base's outputs before step 1, as a share of their spread, by arithmetic. A method that
+computes the same function in another order (DoRA, PiSSA) is off by rounding: up to 3 % of the spread in bf16."""
 
 
 @contextmanager
@@ -46,19 +47,19 @@ def outputs(model: nn.Module, batch: dict[str, torch.Tensor], tokens: int = 32) 
 FORWARD_KEYS = frozenset({"input_ids", "attention_mask", "pixel_values"})
 
 
-def identity_start(before: torch.Tensor, after: torch.Tensor, dtype: torch.dtype) -> float:
-    """Compare outputs before and after attaching; return the largest difference as a share of the spread.
+def identity_start(before: torch.Tensor, after: torch.Tensor, precision: str) -> float:
+    """Compare outputs before and after attaching; return the mean difference as a share of the spread.
 
     Raises:
         CheckFailed: They differ by more than rounding.
     """
     after = after[:, -before.shape[1] :] if before.ndim == 3 else after
-    share = ((after - before).abs().max() / before.std().clamp_min(1e-12)).item()
-    if not share <= IDENTITY_SHARE[dtype]:
+    share = ((after - before).abs().mean() / before.std().clamp_min(1e-12)).item()
+    if not share <= IDENTITY_SHARE[precision]:
         raise CheckFailed(
             "identity-start",
             f"before the first step the outputs differ from the base's by {share:.3g} of their spread "
-            f"(allowed for {dtype}: {IDENTITY_SHARE[dtype]})",
+            f"(allowed in {precision}: {IDENTITY_SHARE[precision]})",
             "an initialisation that changes the function must say so in its capabilities",
         )
     return share
@@ -104,7 +105,7 @@ def dead_adapter(
         "dead-adapter",
         f"{len(names)} of {len(trained)} trained tensors get no gradient: {', '.join(names[:5])}"
         + (f" and {len(names) - 5} more" if len(names) > 5 else ""),
-        "the model's forward pass bypasses these modules, or their inputs never vary; choose other targets",
+        f"the model's forward pass bypasses these modules, or none of {used} rows uses them; choose other targets",
     )
 
 
@@ -113,6 +114,13 @@ def fingerprints(model: nn.Module) -> dict[str, int]:
     frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
     frozen.update({n: b.detach() for n, b in model.named_buffers()})
     return {n: _checksum(t) for n, t in frozen.items() if t.numel()}
+
+
+def combined(fingerprint: dict[str, int]) -> str:
+    """One checksum of many, by sorted name."""
+    return xxhash.xxh3_128_hexdigest(
+        "".join(f"{name} {value}\n" for name, value in sorted(fingerprint.items())).encode()
+    )
 
 
 def _checksum(tensor: torch.Tensor) -> int:
@@ -151,8 +159,9 @@ def finite(loss: float, grad_norm: float, step: int) -> None:
             )
 
 
-ZERO_STEPS = 3
-"""Steps in a row with a gradient of exactly zero that end a run."""
+ZERO_STEPS = 50
+"""Steps in a row with something to learn and a gradient of exactly zero that end a run. Methods that train a few rows
+of the embedding have some, where a batch has none of their tokens."""
 
 
 def zero_gradient(norm: float, in_a_row: int, step: int) -> int:

@@ -9,6 +9,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
 
 from peftcli.artifacts import adapter, lineage
@@ -115,12 +117,15 @@ def parameters(attached: Attached) -> dict[str, Any]:
     total: dict[str, int] = defaultdict(int)
     trained: dict[str, int] = defaultdict(int)
     modules: dict[str, set[str]] = defaultdict(set)
+    wrappers = [
+        n for n, m in attached.model.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)
+    ]
     for name, parameter in attached.model.named_parameters():
         role = roles.role_of(name, attached.loaded.family) or "other"
         total[role] += parameter.numel()
         trained[role] += parameter.numel() if parameter.requires_grad else 0
         if parameter.requires_grad:
-            modules[role].add(name.split(".lora_")[0].rsplit(".", 1)[0])
+            modules[role].add(next((w for w in wrappers if name.startswith(f"{w}.")), name.rpartition(".")[0]))
     return {
         "total": sum(total.values()),
         "trainable": sum(trained.values()),

@@ -8,15 +8,12 @@ from typing import Any
 import torch
 
 from peftcli.config.schema import RunConfig, TrainingConfig
-from peftcli.data.collate import IGNORE, pad
+from peftcli.data.collate import IGNORE, MULTIPLE, pad
 from peftcli.data.sampler import BatchSampler
 from peftcli.data.stream import Stream
 from peftcli.tasks.contract import Encoded, Task
 
 Batch = dict[str, torch.Tensor]
-MULTIPLE = 8
-"""Batches are padded to such a length. Each new shape costs a CPU the building of its kernels, and the memory to keep
-them: 60 steps of 4 rows took 1.47 GB instead of 1.87 GB (`scripts/benchmark_loop.py`); GPUs want multiples of 8 too."""
 
 
 def cut(rows: list[dict[str, Any]], size: int | None, pad_id: int) -> list[Batch]:

@@ -7,6 +7,7 @@ processes nor micro-batches nor unequal lengths change what is computed, up to t
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -15,6 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from peftcli.artifacts.run_folder import RunFolder
@@ -28,6 +30,9 @@ from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.feed import AnyFeed
 from peftcli.training.signals import StopRequest
+
+SAVES = 10
+"""Checkpoints of a run at least, where `training.save_every` does not say."""
 
 
 class Stopped(Exception):
@@ -63,6 +68,15 @@ class Job:
         """The context of a forward pass."""
         return precision.autocast(self.precision, self.accelerator.device)
 
+    def heed_stop(self) -> None:
+        """Stop between two parts of what follows the last step.
+
+        Raises:
+            Stopped: A signal asked for it.
+        """
+        if self.stop.name:
+            raise Stopped
+
     def log(self, row: dict[str, Any]) -> None:
         """A row for metrics.jsonl and the tracker, from the first process."""
         if self.accelerator.is_main_process:
@@ -70,8 +84,11 @@ class Job:
             self.track(row)
 
 
-def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
+def train(job: Job, resumed: Checkpoint | None = None) -> tuple[Progress, set[str]]:
     """Train through all stages and leave the model with the weights to keep.
+
+    Returns:
+        Where the loop ended, and the names of all tensors that a stage trained.
 
     Raises:
         Stopped: A signal asked for it; a checkpoint is on disk.
@@ -83,24 +100,29 @@ def train(job: Job, resumed: Checkpoint | None = None) -> Progress:
     with left_to_autocast(job.model, job.precision != "fp32"):
         _through(job, stages, progress, touched, resumed)
     _keep_best(job, progress)
-    return progress
+    return progress, touched
 
 
 def _through(job: Job, stages: list[Stage], progress: Progress, touched: set[str], resumed: Checkpoint | None) -> None:
-    """Take the stages that are left, in turn."""
-    while progress.stage < len(stages) and not progress.stopped_early:
-        stage = stages[progress.stage]
-        StageLoop(job, stage, progress, touched, resumed).run()
+    """Take the stages that are left, in turn. The best measurement is that of the last stage, and patience starts anew
+    with each: what an earlier stage trained is not what the run is for."""
+    for index in range(progress.stage, len(stages)):
+        if index > progress.stage:
+            progress.stage, progress.stage_step = index, 0
+            progress.best, progress.best_step, progress.without_better = None, None, 0
+            progress.stopped_early = False
+        StageLoop(job, stages[index], progress, touched, resumed).run()
         resumed = None
-        if progress.stage == len(stages) - 1 or progress.stopped_early:
-            break
-        progress.stage, progress.stage_step = progress.stage + 1, 0
 
 
 def _keep_best(job: Job, progress: Progress) -> None:
     """Load the best measured checkpoint, on the CPU and in place, where it is not the last step."""
     if job.config.training.keep_best and progress.best_step not in (None, progress.step):
-        best = checkpoints.load(checkpoints.folder_of(job.run.checkpoints, progress.best_step))
+        folder = checkpoints.folder_of(job.run.checkpoints, progress.best_step)
+        if not folder.is_dir():
+            job.display.say(f"the best measured checkpoint, {folder}, is gone: the last step is kept")
+            return
+        best = checkpoints.load(folder)
         checkpoints.restore(job.model, best.trained)
         job.method.restore(job.model, best.method)
         job.display.say(f"kept the best measured checkpoint, step {progress.best_step} of {progress.step}")
@@ -118,20 +140,21 @@ class StageLoop:
         if resumed:
             checkpoints.restore(job.model, resumed.trained)
             job.method.restore(job.model, resumed.method)
+        job.accelerator.free_memory()  # forgets the former stage's optimiser, whose gradients it would unscale too
         self.names = {p: n for n, p in job.model.named_parameters() if p.requires_grad}
         touched.update(self.names.values())
         built = optimiser.build(job.config.optim, job.model, job.method.parameter_groups(job.model))
         self.model, self.optimiser = job.accelerator.prepare(job.model, built)
         if resumed and progress.stage_step:
             optimiser.load_state(built, self.names, resumed.optimiser)
-            if job.accelerator.scaler is not None and resumed.scale:
-                job.accelerator.scaler.load_state_dict({**job.accelerator.scaler.state_dict(), "scale": resumed.scale})
+            if job.accelerator.scaler is not None and resumed.scaler:
+                job.accelerator.scaler.load_state_dict(resumed.scaler)
 
     def run(self) -> None:
         """Take steps up to the stage's end, an early stop or a request to stop."""
         job, progress = self.job, self.progress
         job.model.train()
-        while progress.stage_step < self.stage.steps:
+        while progress.stage_step < self.stage.steps and not progress.stopped_early:
             asked = self.advance()
             last = progress.stage_step == self.stage.steps
             measured = job.measure is not None and self._due(self.settings.eval_every, last)
@@ -141,8 +164,6 @@ class StageLoop:
                 self._save()
             if asked:
                 raise Stopped
-            if progress.stopped_early:
-                return
 
     def advance(self) -> bool:
         """One optimiser step, logged and shown; returns whether any process was asked to stop."""
@@ -159,7 +180,8 @@ class StageLoop:
         seeds.start(job.config.seed, "dropout", progress.step, accelerator.process_index)
         lr = optimiser.set_rate(self.optimiser, optim, progress.stage_step, self.stage.steps)
         batches = job.feed.micro_batches(progress.epoch, progress.position)
-        weight = self._sum(sum(job.task.weight(batch) for batch in batches))[0]
+        mine = sum(job.task.weight(batch) for batch in batches)
+        weight = self._sum(mine)[0]
         total = 0.0
         for index, batch in enumerate(batches):
             batch = {k: v.to(accelerator.device, non_blocking=True) for k, v in batch.items()}
@@ -171,11 +193,13 @@ class StageLoop:
                 accelerator.backward(scaled + self._penalty() if last else scaled)
             total += loss.total.item()
         norm = self._clip(optim.clip_norm)
-        tokens = sum(int(b["attention_mask"].sum()) for b in batches)
-        rows = sum(len(b["attention_mask"]) for b in batches)
+        tokens = sum(int(b["attention_mask"].sum()) for b in batches) if mine else 0
+        rows = sum(len(b["attention_mask"]) for b in batches) if mine else 0
         total, asked, all_tokens, all_rows = self._sum(total, float(bool(job.stop.name)), tokens, rows)
-        checks.finite(total, norm, progress.step + 1)
-        progress.zero_gradients = checks.zero_gradient(norm, progress.zero_gradients, progress.step + 1)
+        # Under a loss scale an overflow is skipped and the scale falls; it ends at a gradient of zero if it must.
+        checks.finite(total, norm if accelerator.scaler is None else 0.0, progress.step + 1)
+        if weight:
+            progress.zero_gradients = checks.zero_gradient(norm, progress.zero_gradients, progress.step + 1)
         self.optimiser.step()
         job.method.after_step(job.model, progress.step + 1)
         self.optimiser.zero_grad(set_to_none=True)
@@ -195,6 +219,10 @@ class StageLoop:
     def _penalty(self) -> torch.Tensor | float:
         penalty = self.job.method.penalty(self.job.model)
         return 0.0 if penalty is None else penalty
+
+    def _agreed(self, metrics: dict[str, float]) -> dict[str, float]:
+        """The first process's numbers, so that all stop at the same step."""
+        return broadcast_object_list([metrics])[0] if self.job.accelerator.num_processes > 1 else metrics
 
     def _place(self) -> dict[str, Any]:
         epoch = self.progress.epoch + self.progress.position / self.job.feed.steps_per_epoch
@@ -235,7 +263,9 @@ class StageLoop:
 
     def _save_due(self, measured: bool) -> bool:
         every = self.settings.save_every
-        return measured if every is None else self.progress.step % every == 0 or (measured and self._is_best())
+        if every is None:
+            return measured or self.progress.step % max(1, math.ceil(self.job.steps / SAVES)) == 0
+        return self.progress.step % every == 0 or (measured and self._is_best())
 
     def _is_best(self) -> bool:
         return self.progress.best_step == self.progress.step
@@ -244,7 +274,7 @@ class StageLoop:
         """Measure the validation split; note the best, and whether to stop early."""
         job, progress = self.job, self.progress
         assert job.measure is not None
-        metrics = job.measure(job.model)
+        metrics = self._agreed(job.measure(job.model))
         job.model.train()
         value = metrics[job.task.best_metric]
         better = progress.best is None or (
@@ -272,7 +302,7 @@ class StageLoop:
                 checkpoints.trained_tensors(job.model, self.touched),
                 optimiser.state_tensors(self.optimiser, self.names),
                 {n: t.detach().to("cpu", copy=True) for n, t in job.method.state(job.model).items()},
-                scaler.get_scale() if scaler is not None else None,
+                scaler.state_dict() if scaler is not None else None,
             )
             checkpoints.save(job.run.checkpoints, checkpoint)
             checkpoints.prune(job.run.checkpoints, self.settings.keep_checkpoints, self.progress.best_step)

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
-from itertools import islice
 from typing import Any
 
 import torch
@@ -30,6 +29,9 @@ from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds
 from peftcli.training.feed import AnyFeed, Feed, StreamFeed
 
+PROBES = 64
+"""Rows that are tried at most until each trained tensor has had a gradient; the first does for nearly all methods."""
+
 
 def use_cores(config: LaunchConfig) -> None:
     """Give this process its share of the CPU: all cores among all processes, whatever the environment says."""
@@ -45,8 +47,8 @@ def build_accelerator(config: RunConfig) -> Accelerator:
     launch = config.launch
     if launch.device == "cuda" and not torch.cuda.is_available():
         raise UserError("launch.device=cuda, but PyTorch sees no GPU here; launch.device=cpu runs everywhere")
-    on_cpu = launch.device == "cpu" or (launch.device == "auto" and not _has_accelerator())
-    chosen = precision.choose(config.training.precision, "cpu" if on_cpu else "cuda")
+    on_cpu = launch.device == "cpu" or (launch.device == "auto" and not _accelerator_kind())
+    chosen = precision.choose(config.training.precision, "cpu" if on_cpu else _accelerator_kind())
     accelerator = Accelerator(
         cpu=on_cpu,
         # Only for fp16's loss scale. Its wrapper would keep a second, fp32 copy of the logits; see `arithmetic`.
@@ -68,8 +70,8 @@ def arithmetic(config: RunConfig, accelerator: Accelerator) -> str:
     return precision.choose(config.training.precision, accelerator.device)
 
 
-def _has_accelerator() -> bool:
-    return torch.cuda.is_available() or torch.backends.mps.is_available()
+def _accelerator_kind() -> str:
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else ""
 
 
 @dataclass
@@ -166,7 +168,7 @@ def attach(
     device = accelerator.device
     batches = (
         {k: v.to(device) for k, v in batch.items()}
-        for position in range(min(8, feed.steps_per_epoch))
+        for position in range(min(PROBES, feed.steps_per_epoch))
         for batch in feed.probe(position)
     )
     probe = next(batches)
@@ -183,12 +185,10 @@ def attach(
         seeds.start(config.seed, "init", "adapter")
         model = method.attach(loaded.model, loaded.family).to(device)
         found = Attached(loaded, model, method, probe, before, base)
-        dtype = next(loaded.model.parameters()).dtype
         if method.capabilities.identity_at_start:
-            share = checks.identity_start(before, checks.outputs(model, probe), dtype)
-            found.checks.append(
-                _passed("identity-start", f"largest difference from the base {share:.2g} of the spread")
-            )
+            share = checks.identity_start(before, checks.outputs(model, probe), chosen)
+            detail = f"mean difference from the base {share:.2g} of the spread"
+            found.checks.append(_passed("identity-start", detail))
     if config.training.gradient_checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
     loss = _probe_loss(material.task, model, chosen, device)
@@ -210,7 +210,7 @@ def _probe_loss(task: Task, model: nn.Module, chosen: str, device: torch.device)
 
 def _chain(first: dict, rest: Any) -> Any:
     yield first
-    yield from islice(rest, 7)
+    yield from rest
 
 
 def _passed(name: str, detail: str) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -11,15 +13,16 @@ from typing import Any
 import psutil
 import torch
 from accelerate import Accelerator
+from filelock import FileLock, Timeout
 
-from peftcli.artifacts import environment
+from peftcli.artifacts import atomic, environment
 from peftcli.artifacts.atomic import write_json
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.training import checkpoints, checks, closing, memory, out_of_memory, prepare, trackers
-from peftcli.training.checkpoints import Progress
+from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
 from peftcli.training.prepare import Attached, Material
@@ -49,7 +52,7 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display)
     try:
-        with StopRequest(patient=config.launch.processes > 1) as stop, out_of_memory.named(config):
+        with StopRequest(patient=config.launch.processes > 1) as stop, out_of_memory.named(config), session.alone():
             return session.go(stop)
     except CheckFailed as failure:
         session.failed(failure)
@@ -67,31 +70,51 @@ class _Session:
         self.main = accelerator.is_main_process
         self.checks: list[dict[str, Any]] = []
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Within it no other `peft train --resume` works in this run folder.
+
+        Raises:
+            UserError: One does.
+        """
+        if not self.main:
+            yield
+            return
+        place = self.run.path / ".lock"
+        lock = FileLock(place)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.run.path} is being trained by another process; wait for it, or end it") from None
+        except OSError as error:
+            raise atomic.explain(error, place) or error from error
+        try:
+            yield
+        finally:
+            lock.release()
+
     def go(self, stop: StopRequest) -> dict[str, Any]:
         """All of it."""
         resumed = checkpoints.latest(self.run.checkpoints)
-        if self.main:
-            if not resumed and self.run.metrics():
-                self.display.say(f"{self.run.checkpoints} holds no complete checkpoint: starting at the first step")
-            self.run.cut(resumed.progress.step if resumed else 0)
-        material, attached, job = self._prepare(stop, resumed is not None)
+        material, attached, job = self._prepare(stop, resumed)
         if resumed:
             self.display.say(f"continuing after step {resumed.progress.step}")
-        frozen_before = checks.fingerprints(attached.model)
+        before = checks.fingerprints(attached.model)
+        self._same_base(before, resumed)
         try:
-            progress = train(job, resumed)
+            progress, trained = train(job, resumed)
+            self._check_frozen(before, attached, trained)
+            self._leave_group()
+            return self._finish(material, attached, job, progress) if self.main else {}
         except Stopped:
             self.display.say(f"stopped by {stop.name or 'a signal to another process'}; a checkpoint is on disk")
             return self._stopped(stop.name)
-        self._check_frozen(frozen_before, attached, job)
-        _leave_group(self.accelerator)
-        return self._finish(material, attached, job, progress) if self.main else {}
 
-    def _prepare(self, stop: StopRequest, resumed: bool) -> tuple[Material, Attached, Job]:
+    def _prepare(self, stop: StopRequest, resumed: Checkpoint | None) -> tuple[Material, Attached, Job]:
         with self.accelerator.main_process_first():
             material = prepare.load_material(self.config)
             if self.main:
-                self._note_start(material.splits.fingerprint, resumed)
+                self._begin(material.splits.fingerprint, resumed)
         self._show(material)
         loaded = prepare.load_model(self.config, material, self.accelerator)
         self.loaded_bytes = memory.held(self.accelerator.device)
@@ -109,9 +132,12 @@ class _Session:
         )  # fmt: skip
         return material, attached, job
 
-    def _note_start(self, rows: str, resumed: bool) -> None:
-        """Write where and on which rows the run goes; a checkpoint's place in an epoch means nothing in others."""
-        about = {**environment.describe(), "seed": self.config.seed, "data_fingerprint": rows}
+    def _begin(self, rows: str, resumed: Checkpoint | None) -> None:
+        """Cut the log to the checkpoint and note the environment, on the same rows: its place means nothing in others.
+
+        Raises:
+            CheckFailed: `data-changed`.
+        """
         if resumed:
             before = self.run.read_environment().get("data_fingerprint", "not noted")
             if before != rows:
@@ -122,6 +148,12 @@ class _Session:
                     f"put the former rows back and resume, or start another run; to train this one from its first "
                     f"step on the new rows, remove {self.run.checkpoints} and resume",
                 )
+        elif self.run.metrics():
+            self.display.say(f"{self.run.checkpoints} holds no complete checkpoint: starting at the first step")
+        self.run.cut(resumed.progress.step if resumed else 0)
+        about = {**environment.describe(), "seed": self.config.seed, "data_fingerprint": rows}
+        if resumed:
+            about["base_fingerprint"] = self.run.read_environment().get("base_fingerprint")
         write_json(self.run.environment, about)
 
     def _show(self, material: Material) -> None:
@@ -145,8 +177,25 @@ class _Session:
             return None
         return closing.measurer(material, material.validation, self.config, self.accelerator)
 
-    def _check_frozen(self, before: dict[str, int], attached: Attached, job: Job) -> None:
-        trained = {n for n, p in attached.model.named_parameters() if p.requires_grad}
+    def _same_base(self, frozen_tensors: dict[str, int], resumed: Checkpoint | None) -> None:
+        """A checkpoint goes on only over the frozen tensors that it began over.
+
+        Raises:
+            CheckFailed: `base-mismatch`.
+        """
+        if not self.main:
+            return
+        now = checks.combined(frozen_tensors)
+        about = self.run.read_environment()
+        if resumed and about.get("base_fingerprint", now) != now:
+            raise CheckFailed(
+                "base-mismatch",
+                f"the base's weights are not those that {self.run.path} began over, or they are loaded in another type",
+                "fix model.revision in its config.yaml to the former commit, and resume on hardware of the same kind",
+            )
+        write_json(self.run.environment, {**about, "base_fingerprint": now})
+
+    def _check_frozen(self, before: dict[str, int], attached: Attached, trained: set[str]) -> None:
         compared = checks.frozen_moved(before, attached.model, trained)
         self.checks.append(
             {"name": "frozen-moved", "passed": True, "detail": f"{compared} frozen tensors kept their bits"}
@@ -161,16 +210,35 @@ class _Session:
             "figures": attached.method.figures(attached.model),
         }
         self.display.say("training is done; measuring on held-out rows")
+        job.heed_stop()
         tuned = closing.evaluate(attached.model, material, self.config, self.accelerator)
         artifact = closing.save(self.run, attached, material, self.config, tuned)
         report["adapter"] = artifact
+        job.heed_stop()
         base = closing.untouched(attached, material, self.config, self.accelerator)
         report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
         report["labels"] = material.task.labels
         report["data"] = {**material.counts(), "notes": material.splits.notes}
-        report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": memory.peak(self.accelerator.device)}
+        report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
         return self._write(report)
+
+    def _peak(self) -> int:
+        """The most bytes held: on CPUs by all processes together, on GPUs by one."""
+        return max(self.peak_in_training, memory.peak(self.accelerator.device))
+
+    def _leave_group(self) -> None:
+        """Training is over for all processes; what follows needs only the first."""
+        accelerator = self.accelerator
+        peak = torch.tensor(float(memory.peak(accelerator.device)), dtype=torch.float32, device=accelerator.device)
+        if accelerator.num_processes > 1:
+            together = (
+                torch.distributed.ReduceOp.SUM if accelerator.device.type == "cpu" else torch.distributed.ReduceOp.MAX
+            )
+            torch.distributed.all_reduce(peak, together)
+            torch.distributed.destroy_process_group()
+        self.peak_in_training = int(peak)
+        gc.collect()
 
     def _times(self, job: Job, progress: Progress) -> dict[str, float]:
         """Seconds; the total and the first step count from the start of this process, imports and loading included."""
@@ -210,11 +278,3 @@ class _Session:
         self.run.write_report(report)
         page.write(self.run.path)
         return report
-
-
-def _leave_group(accelerator: Accelerator) -> None:
-    """Training is over for all processes; what follows needs only the first."""
-    accelerator.wait_for_everyone()
-    if accelerator.num_processes > 1:
-        torch.distributed.destroy_process_group()
-    gc.collect()

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 
 
@@ -38,4 +40,7 @@ class StopRequest:
             if self._interrupted and not self.patient:
                 raise KeyboardInterrupt
             self._interrupted = True
+            if not self.patient:
+                with suppress(OSError):  # not print: the program may be in the midst of one
+                    os.write(2, b"\nstopping at the next step; Ctrl-C again ends at once\n")
         self.name = self.name or signal.Signals(number).name

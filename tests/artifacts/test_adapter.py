@@ -169,3 +169,17 @@ def test_a_whole_model_round_trips_and_its_faults_are_named(tmp_path):
     weights.rename(folder / "pytorch_model.bin")
     with pytest.raises(CheckFailed, match="unsafe-weights"):
         adapter.load_model(type(model), folder)
+
+
+@pytest.mark.parametrize("base", ["null", "1e3", 'a"b: {c}', "org/name"])
+def test_the_card_keeps_any_name_of_a_base_as_text(base):
+    model = adapted(tiny())
+    lineage = lineage_of(model)
+    lineage = lineage | {"base": lineage["base"] | {"id": base, "revision": "0123"}, "method": "no"}
+    text = card.adapter(lineage, "LORA", "LlamaForCausalLM", {})
+    _, matter, rest = text.split("---\n")
+    assert yaml.safe_load(matter)["base_model"] == base
+    assert yaml.safe_load(matter)["tags"] == ["peftcli", "no"]
+    code = ast.parse(rest.split("```")[1].removeprefix("python\n"))
+    (call,) = [n for n in ast.walk(code) if isinstance(n, ast.Call) and len(n.args) == 1 and n.keywords]
+    assert [call.args[0].value, call.keywords[0].value.value] == [base, "0123"]

@@ -72,6 +72,17 @@ def test_an_adapter_lost_in_rounding_is_caught_though_the_tolerance_would_allow_
     assert merged(adapted(tiny(), scale=0.0005), tmp_path / "m")["merge"]["effect"] > 0
 
 
+def test_an_adapter_without_any_effect_is_no_model_of_its_own(tmp_path):
+    with pytest.raises(CheckFailed, match="merge-drift: the adapter does not change the outputs at all"):
+        merged(adapted(tiny(), scale=0), tmp_path / "m")
+    assert not (tmp_path / "m").exists()
+
+
+def test_merging_draws_no_progress_bars(tmp_path, capfd):
+    merged(adapted(tiny()), tmp_path / "m")
+    assert "Writing model shards" not in capfd.readouterr().err
+
+
 def test_one_bad_position_is_beyond_the_tolerance():
     tuned = torch.randn(200, 10, generator=torch.Generator().manual_seed(0))
     off = tuned.clone()

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from tiny_llama import run_config
@@ -14,6 +15,8 @@ from peftcli.artifacts import run_folder
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
+from peftcli.config.schema import ModelConfig
+from peftcli.data.formats import find
 
 
 def filled(run: RunFolder, steps: int) -> RunFolder:
@@ -32,6 +35,29 @@ def test_runs_that_start_in_the_same_second_get_folders_of_their_own(tmp_path):
     assert runs[0].status == "unfinished"
     assert f"output: {tmp_path}/deep/runs" in runs[0].config.read_text()
     assert RunFolder.open(runs[0].path) == runs[0]
+
+
+def test_a_run_finds_its_files_and_its_model_from_any_other_folder(tmp_path, monkeypatch):
+    start = tmp_path / "one [1]"
+    (start / "rows").mkdir(parents=True)
+    for name in ("rows/a.jsonl", "rows/b.jsonl", "c[d].jsonl"):
+        (start / name).write_text('{"text": "a"}\n')
+    monkeypatch.chdir(start)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = run_config()
+    config.data.files = {"train": ["rows/*.jsonl", str(start / "rows/a.jsonl")], "test": "c[d].jsonl"}
+    config.data.files["validation"] = "~/one [1]/c[d].jsonl"
+    config.model = ModelConfig("../base", "folder")
+    run = RunFolder.create(config)
+    assert (config.model.name, config.data.files["test"]) == ("../base", "c[d].jsonl")
+    monkeypatch.chdir(tmp_path)
+    kept = frozen.load(start / run.config)
+    assert find(kept.data.files["train"][0], "train") == [start / "rows/a.jsonl", start / "rows/b.jsonl"]
+    assert kept.data.files["train"][1] == str(start / "rows/a.jsonl")
+    assert kept.data.files["test"] == kept.data.files["validation"] == str(start / "c[d].jsonl")
+    assert Path(kept.model.name).resolve() == tmp_path / "base"
+    assert frozen.anchored(kept) == kept
+    assert frozen.anchored(run_config()).model.name == "tiny"
 
 
 def test_a_folder_whose_config_cannot_be_written_is_not_left_behind(tmp_path, monkeypatch):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import fields, is_dataclass
 
+import jsonschema
 import pytest
 import yaml
 
@@ -92,7 +93,6 @@ def test_the_json_schema_describes_what_the_validator_accepts():
 
 
 def test_every_recipe_agrees_with_the_json_schema():
-    jsonschema = pytest.importorskip("jsonschema")
     validator = jsonschema.Draft202012Validator(schema())
     for recipe, path in catalog.recipes().items():
         assert not list(validator.iter_errors(yaml.safe_load(path.read_text()))), recipe

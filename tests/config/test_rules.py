@@ -196,3 +196,13 @@ def _of_our_own() -> set[str]:
     from peft.utils.peft_types import PeftType
 
     return {str(name) for name in PEFT_TYPE_TO_CONFIG_MAPPING if name not in set(PeftType)}
+
+
+def test_arguments_that_a_tuner_cannot_do_without_are_asked_for_before_anything_is_loaded():
+    first, second = found("method=peft", "method.type=adaption_prompt")
+    assert [m.what for m in (first, second)] == [
+        f"PEFT's ADAPTION_PROMPT needs method.args.{name}" for name in ("adapter_len", "adapter_layers")
+    ]
+    assert first.where == "override method.type=adaption_prompt"
+    for tuner, names in peft_types.NEEDED.items():
+        assert set(names) <= peft_types.arguments()[tuner]

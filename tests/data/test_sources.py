@@ -317,13 +317,40 @@ def test_a_hub_data_set_gives_class_names(hub_copy, streaming):
 
 
 def test_a_hub_data_set_without_network_says_at_once_what_else_there_is(monkeypatch):
-    monkeypatch.setattr(hub, "_reachable", lambda endpoint: False)
+    monkeypatch.setattr(hub, "hub_answers", lambda: False)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", False)
     text = mistake(source="hub", name="someone/something")
     assert "'someone/something' is not in its cache" in text
     assert "data.source=files" in text
     assert "peft samples list" in text
+
+
+def test_a_stream_from_the_hub_is_pinned_to_the_commit_it_has_now(hub_copy, monkeypatch):
+    import datasets
+    import huggingface_hub
+
+    real, asked = datasets.load_dataset, []
+
+    def from_the_copy(name, subset, revision, streaming):
+        asked.append(revision)
+        return real(hub_copy, streaming=streaming)
+
+    def prints(sha, **settings):
+        info = huggingface_hub.hf_api.DatasetInfo(id="user/set", sha=sha)
+        monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
+        return load(source="hub", name="user/set", splits={"test": "validation"}, streaming=True, **settings)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_the_copy)
+    monkeypatch.setattr(hub, "hub_answers", lambda: True)
+    first, moved = prints("a" * 40), prints("b" * 40, revision="main")
+    assert asked == ["a" * 40, "b" * 40]
+    assert first.fingerprint == prints("a" * 40).fingerprint != moved.fingerprint
+    assert any(f"data.revision={'a' * 40} repeats it" in note for note in first.notes)
+    monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError("busy")))
+    unknown = load(source="hub", name="user/set", splits={"test": "validation"}, streaming=True)
+    assert asked[-1] is None
+    assert any("not pinned" in note for note in unknown.notes)
 
 
 @pytest.mark.parametrize("value", [[], 3, None, {"a": "b"}, [1]])

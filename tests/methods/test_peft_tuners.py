@@ -63,12 +63,39 @@ def test_every_type_trains(kind: str) -> None:
         (Settings(type="POLY"), "task number"),
         (Settings(type="LORA", args={"init_lora_weights": "eva"}), "init_lora_weights=eva"),
         (Settings(type="ADAMSS", args={"use_asa": True}), "use_asa"),
+        (Settings(type="cartridge"), "PEFT's CARTRIDGE needs method.args.num_virtual_tokens"),
+        (Settings(type="P_TUNING", args={"num_virtual_tokens": None}), "needs method.args.num_virtual_tokens"),
+        (Settings(type="TRAINABLE_TOKENS"), "needs method.args.token_indices"),
     ],
 )
 def test_refused_before_a_model_is_loaded(settings: Settings, said: str) -> None:
     with pytest.raises(UserError) as error:
         Method(settings)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_without_arguments_a_type_trains_or_says_in_pefts_words_what_it_lacks(kind: str) -> None:
+    try:
+        base, model, method = Row("peft", {"type": kind, "targets": TARGETS.get(kind, [])}, dtype=torch.float32).attached()
+    except UserError as error:
+        (mistake,) = error.mistakes
+        assert mistake.what.startswith(f"PEFT's {kind}")
+        assert not any(raw in mistake.what for raw in ("NoneType", "not supported between", "Error:"))
+    else:
+        train(model, method, base, steps=1)
+
+
+@pytest.mark.parametrize("failure", [RuntimeError("size mismatch"), AssertionError(), IndexError("3"), ZeroDivisionError()])
+def test_however_pefts_code_fails_it_is_the_users_mistake(monkeypatch, failure: Exception) -> None:
+    monkeypatch.setattr("peftcli.methods.injection.get_peft_model", lambda *_: (_ for _ in ()).throw(failure))
+    with pytest.raises(UserError, match=f"PEFT's LOKR cannot be put into this model: {type(failure).__name__}: "):
+        Row("peft", {"type": "LOKR"}).attached()
+    monkeypatch.setattr(
+        "peftcli.methods.injection.get_peft_model", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory"))
+    )
+    with pytest.raises(RuntimeError, match="out of memory"):
+        Row("peft", {"type": "LOKR"}).attached()
 
 
 def test_all_mistakes_come_at_once() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime
+
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -9,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from peftcli.config.errors import UserError
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.tokens import Tokens, cut_to_fit
-from tests.tiny import SENTENCES
+from tests.tiny import CHAT, SENTENCES, make_tokenizer
 
 
 def test_template_names_columns_and_takes_values_literally():
@@ -52,6 +54,25 @@ def test_start_tokens_are_found_and_end_tokens_are_not_put_before_the_answer(tok
     assert wrapped("a")["input_ids"][0] == 1
     assert Tokens(wrapped).start == [1]
     assert Tokens(wrapped).fingerprint != Tokens(tokenizer).fingerprint
+
+
+def test_a_chat_template_with_the_date_in_it_is_another_one_tomorrow(monkeypatch):
+    import transformers.utils.chat_template_utils as rendering
+
+    def fingerprint(day: int, template: str | None) -> str:
+        class Clock(datetime):
+            @classmethod
+            def now(cls, tz=None):
+                return cls(2026, 5, day)
+
+        monkeypatch.setattr(rendering, "datetime", Clock)
+        return Tokens(make_tokenizer(template)).fingerprint
+
+    dated = "{{ strftime_now('%d %b %Y') }}" + CHAT
+    assert fingerprint(1, dated) == fingerprint(1, dated) != fingerprint(2, dated)
+    assert fingerprint(1, CHAT) == fingerprint(2, CHAT)
+    for refusing in (None, "{{ raise_exception('no') }}", "{{ messages[0].content.nothing.at_all }}"):
+        assert fingerprint(1, refusing)
 
 
 def test_only_values_are_cut_and_only_as_much_as_needed(tokenizer):

@@ -108,15 +108,15 @@ def test_what_was_trained_may_move():
 
 def test_a_start_that_is_not_the_base_is_named_with_the_share():
     before = torch.randn(1, 3, 7)
-    assert checks.identity_start(before, before.clone(), torch.float32) == 0
+    assert checks.identity_start(before, before.clone(), "fp32") == 0
     with pytest.raises(CheckFailed, match="identity-start"):
-        checks.identity_start(before, before + 0.1, torch.float32)
+        checks.identity_start(before, before + 0.1, "fp32")
 
 
 def test_outputs_that_are_not_numbers_are_not_the_base():
     before = torch.randn(1, 3, 7)
     with pytest.raises(CheckFailed, match="identity-start"):
-        checks.identity_start(before, before * float("nan"), torch.bfloat16)
+        checks.identity_start(before, before * float("nan"), "bf16")
 
 
 @pytest.mark.parametrize(("loss", "norm", "named"), [(float("nan"), 1.0, "loss"), (1.0, float("inf"), "gradient norm")])
@@ -125,9 +125,9 @@ def test_numbers_that_are_none_stop_the_run(loss, norm, named):
         checks.finite(loss, norm, 7)
 
 
-def test_a_gradient_of_zero_is_let_pass_twice_and_not_thrice():
+def test_a_gradient_of_zero_is_let_pass_for_a_while():
     assert checks.zero_gradient(0.0, 0, 5) == 1
-    assert checks.zero_gradient(1e-30, 2, 5) == 0
-    assert checks.zero_gradient(0.0, 1, 6) == 2
+    assert checks.zero_gradient(1e-30, 48, 5) == 0
+    assert checks.zero_gradient(0.0, 48, 6) == 49
     with pytest.raises(CheckFailed, match=r"zero-gradient.*up to step 7"):
-        checks.zero_gradient(0.0, 2, 7)
+        checks.zero_gradient(0.0, 49, 7)

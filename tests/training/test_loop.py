@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
 from peftcli.artifacts.run_folder import RunFolder
-from peftcli.config.errors import CheckFailed
+from peftcli.config.errors import CheckFailed, UserError
 from peftcli.launch import processes
+from peftcli.methods.full.settings import Settings as Full
 from peftcli.methods.lora.settings import Settings as Lora
 from peftcli.training import checkpoints
 from peftcli.training.run import run as train_here
@@ -80,19 +82,101 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(make_ru
     assert "non-finite-loss" in run.page.read_text()
 
 
-def test_early_stopping_ends_with_the_best_checkpoint(make_run):
-    run = make_run(
-        training={"max_steps": 30, "eval_every": 1, "early_stopping": 2, "keep_checkpoints": 1},
-        optim={"lr": 0.5, "schedule": "constant"},
-        task={"best_metric": "loss"},
-    )
+def adapter_bits(run: RunFolder) -> dict:
+    from safetensors.torch import load_file
+
+    found = load_file(next(run.adapter.glob("*.safetensors")))
+    return {name.removeprefix("base_model.model."): tensor for name, tensor in found.items()}
+
+
+def checkpoint_bits(run: RunFolder, step: int) -> dict:
+    found = checkpoints.load(checkpoints.folder_of(run.checkpoints, step)).trained
+    return {n.removeprefix("base_model.model.").replace(".default", ""): t for n, t in found.items()}
+
+
+OVERSHOOTING = {
+    "training": {"max_steps": 30, "eval_every": 1, "early_stopping": 2, "keep_checkpoints": 1},
+    "optim": {"lr": 0.5, "schedule": "constant"},
+    "task": {"best_metric": "loss"},
+}
+
+
+def test_early_stopping_ends_with_the_weights_of_the_best_checkpoint(make_run):
+    run = make_run(**OVERSHOOTING)
     report = train_here(run.path, quiet=True)
-    measured = [row["validation"]["loss"] for row in run.metrics() if "validation" in row]
+    measured = {row["step"]: row["validation"]["loss"] for row in run.metrics() if "validation" in row}
+    best = min(measured, key=measured.get)
     assert report["run"]["stopped_early"]
-    assert len(measured) < 30
-    assert min(measured) == measured[-3]
-    held = [row for row in run.metrics() if "validation" in row]
-    assert held[-1]["step"] == report["run"]["steps"]
+    assert report["run"]["steps"] == best + 2 < 30
+    kept, saved = adapter_bits(run), checkpoint_bits(run, best)
+    assert kept.keys() == saved.keys()
+    assert all(torch.equal(kept[name], saved[name]) for name in saved)
+
+
+def test_a_run_killed_after_it_stopped_early_keeps_what_it_learnt(make_run, train):
+    settings = {**OVERSHOOTING, "training": {**OVERSHOOTING["training"], "keep_best": False}}
+    whole, killed = make_run(**settings), make_run(**settings)
+    assert train(whole) == 0
+    assert train(killed, "finish", 1) < 0
+    assert checkpoints.latest(killed.checkpoints).progress.stopped_early
+    assert train(killed) == 0
+    kept, saved = adapter_bits(killed), adapter_bits(whole)
+    assert all(torch.equal(kept[name], saved[name]) for name in saved)
+    assert any(tensor.any() for name, tensor in kept.items() if "lora_B" in name)
+
+
+def test_an_early_stop_ends_its_stage_and_the_best_is_the_last_stages(make_run):
+    run = make_run(
+        method=Full(head_first=0.5),
+        task={"head": "linear", "best_metric": "loss"},
+        training={"max_steps": 12, "eval_every": 1, "early_stopping": 1},
+        optim={"lr": 1e-3, "schedule": "constant"},
+    )
+    train_here(run.path, quiet=True)
+    rows = [row for row in run.metrics() if "validation" in row]
+    last = [row for row in rows if row["stage"] == "all"]
+    assert last, "the second stage was left out"
+    best = min(last, key=lambda row: row["validation"]["loss"])["step"]
+    progress = checkpoints.latest(run.checkpoints).progress
+    assert progress.best_step == best
+
+
+def test_a_run_without_measurements_still_leaves_checkpoints_on_the_way(make_run, train):
+    run = make_run(data={"validation_share": 0.0}, training={"max_steps": 20, "eval_every": "end"})
+    assert train(run, "log", 12) < 0
+    assert checkpoints.latest(run.checkpoints).progress.step == 10
+
+
+def test_a_base_that_changed_between_two_parts_of_a_run_is_refused(make_run, train, checkpoint, tmp_path):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    base = shutil.copytree(checkpoint, tmp_path / "base")
+    run = make_run(model={"name": str(base)})
+    assert train(run, "log", 7) < 0
+    weights = load_file(base / "model.safetensors")
+    weights["model.layers.0.mlp.up_proj.weight"][0, 0] += 0.5
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckFailed, match="base-mismatch"):
+        train_here(run.path, quiet=True)
+
+
+def test_two_trainers_do_not_share_a_run(make_run):
+    from filelock import FileLock
+
+    run = make_run()
+    with FileLock(run.path / ".lock"), pytest.raises(UserError, match="another process"):
+        train_here(run.path, quiet=True)
+
+
+def test_rows_are_counted_once_where_a_batch_is_smaller_than_the_processes(make_run):
+    from peftcli.config import frozen
+
+    settings = {"batch_size": 3, "max_steps": 14, "eval_every": "end"}  # 40 rows: the last batch of an epoch has one
+    run = make_run(method=PLAIN, training=settings, launch={"processes": 2})
+    processes.start(run.path, frozen.load(run.config).launch, quiet=True)
+    assert [row["rows"] for row in run.metrics() if "rows" in row] == [3] * 13 + [1]
 
 
 def test_frozen_tensors_and_the_start_are_checked_and_said(make_run):
@@ -118,7 +202,6 @@ def test_streamed_rows_train_and_resume_at_their_place(make_run, train):
 
 
 def test_a_stranger_loads_and_merges_the_adapter_with_plain_peft(make_run, checkpoint):
-    import torch
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

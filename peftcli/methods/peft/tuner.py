@@ -13,10 +13,11 @@ from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING, PEFT_TYPE_TO_TUNER_MAPPING
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_IA3_TARGET_MODULES_MAPPING
 from torch import nn
 
+from peftcli.config import peft_types
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.methods import contract
 from peftcli.methods.contract import Stage
-from peftcli.methods.injection import inject, task_type
+from peftcli.methods.injection import inject, plain, task_type
 from peftcli.methods.lora.rearranged import Rearrangement, moves_weights
 from peftcli.methods.peft import adalora, kinds
 from peftcli.methods.peft.settings import Settings
@@ -115,6 +116,7 @@ class Method(contract.Method):
             mistakes.append(Mistake("AdaMSS's use_asa keeps averages that no checkpoint holds"))
         if self.settings.targets and "target_modules" not in known:
             mistakes.append(Mistake(f"PEFT's {self.type} takes no targets", hint="leave method.targets empty"))
+        mistakes += peft_types.lacking(self.type, arguments)
         if mistakes:
             raise UserError(*mistakes)
 
@@ -125,8 +127,9 @@ class Method(contract.Method):
             arguments.setdefault("total_step", sys.maxsize)
         try:
             return self._config_class(**arguments)
-        except (TypeError, ValueError, AssertionError) as error:
-            raise UserError(Mistake(f"PEFT's {self.type} refuses method.args={self.settings.args}: {error}")) from error
+        except Exception as error:
+            what = f"PEFT's {self.type} refuses method.args={self.settings.args}: {plain(error)}"
+            raise UserError(Mistake(what, "method.args")) from error
 
     def _names(self, model: Any, family: Family) -> list[str] | None:
         """The modules to adapt; None where the tuner needs no names."""
