@@ -99,12 +99,11 @@ def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
 
 def _commit(name: str, revision: str | None) -> str | None:
     """The commit that a branch, tag or nothing stands for; None where the hub does not say."""
-    from httpx import HTTPError
-    from huggingface_hub import HfApi
+    from huggingface_hub import HfApi, errors
 
     try:
         return HfApi().dataset_info(name, revision=revision, timeout=10).sha
-    except (HTTPError, OSError, ValueError):  # what is wrong shows again, and is explained, when it is loaded
+    except (errors.HTTPError, OSError, ValueError):  # what is wrong shows again, and is explained, when it is loaded
         return None
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from peftcli.config.errors import CheckFailed
 from peftcli.training import seeds
 
-IDENTITY_SHARE = {"fp32": 1e-4, "fp16": 1e-2, "bf16": 5e-2}
+IDENTITY_SHARE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Mean difference from the base's outputs before step 1, as a share of their spread, by arithmetic. A method that
-computes the same function in another order (DoRA, PiSSA) is off by rounding: up to 3 % of the spread in bf16."""
+computes the same function in another order (DoRA, PiSSA, full) is off by rounding: 3 % in bf16 on SmolLM2-135M."""
 
 
 @contextmanager

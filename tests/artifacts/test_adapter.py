@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import shutil
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 from tiny_llama import adapted, lineage_of, tiny
 from transformers import AutoModelForCausalLM
 
-from peftcli.artifacts import adapter
+from peftcli.artifacts import adapter, card
 from peftcli.config.errors import CheckFailed, UserError
 
 IDS = torch.arange(12).reshape(2, 6)

@@ -8,6 +8,7 @@ from dataclasses import fields, is_dataclass
 import jsonschema
 import pytest
 import yaml
+from omegaconf import OmegaConf
 
 from peftcli.config import catalog, frozen
 from peftcli.config.checks import CHECKS
@@ -95,7 +96,7 @@ def test_the_json_schema_describes_what_the_validator_accepts():
 def test_every_recipe_agrees_with_the_json_schema():
     validator = jsonschema.Draft202012Validator(schema())
     for recipe, path in catalog.recipes().items():
-        assert not list(validator.iter_errors(yaml.safe_load(path.read_text()))), recipe
+        assert not list(validator.iter_errors(OmegaConf.to_container(OmegaConf.load(path)))), recipe
         assert not list(validator.iter_errors(compose(recipe).tree)), recipe
 
 

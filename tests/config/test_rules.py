@@ -150,7 +150,7 @@ def test_a_value_of_the_wrong_type_breaks_no_rule_besides():
 class TestPeft:
     """`method=peft`: types and arguments against the installed package's source, which is not imported."""
 
-    @pytest.mark.parametrize("tuner", ["LORA", "lokr", "IA3", "PREFIX_TUNING", "SHIRA", "ADALORA"])
+    @pytest.mark.parametrize("tuner", ["LORA", "lokr", "IA3", "ln_tuning", "SHIRA", "ADALORA"])
     def test_known_types_in_either_case(self, tuner):
         config = compose("quickstart", ["method=peft", f"method.type={tuner}"]).config
         assert config.method.type.upper() == tuner.upper()

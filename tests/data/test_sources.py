@@ -337,9 +337,9 @@ def test_a_stream_from_the_hub_is_pinned_to_the_commit_it_has_now(hub_copy, monk
         return real(hub_copy, streaming=streaming)
 
     def prints(sha, **settings):
-        info = huggingface_hub.hf_api.DatasetInfo(id="user/set", sha=sha)
+        info = huggingface_hub.hf_api.DatasetInfo(id="someone/set", sha=sha)
         monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: info)
-        return load(source="hub", name="user/set", splits={"test": "validation"}, streaming=True, **settings)
+        return load(source="hub", name="someone/set", splits={"test": "validation"}, streaming=True, **settings)
 
     monkeypatch.setattr(datasets, "load_dataset", from_the_copy)
     monkeypatch.setattr(hub, "hub_answers", lambda: True)
@@ -348,7 +348,7 @@ def test_a_stream_from_the_hub_is_pinned_to_the_commit_it_has_now(hub_copy, monk
     assert first.fingerprint == prints("a" * 40).fingerprint != moved.fingerprint
     assert any(f"data.revision={'a' * 40} repeats it" in note for note in first.notes)
     monkeypatch.setattr(huggingface_hub.HfApi, "dataset_info", lambda *_, **__: (_ for _ in ()).throw(OSError("busy")))
-    unknown = load(source="hub", name="user/set", splits={"test": "validation"}, streaming=True)
+    unknown = load(source="hub", name="someone/set", splits={"test": "validation"}, streaming=True)
     assert asked[-1] is None
     assert any("not pinned" in note for note in unknown.notes)
 
