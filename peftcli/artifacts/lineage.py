@@ -118,7 +118,7 @@ def combined(tensor_digests: dict[str, str]) -> str:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Hash of what a run computes; where it is written, how it is launched and in which folder its inputs are do not count."""
+    """Hash of what a run computes; how it is launched and in which folders its inputs and outputs are do not count."""
     tree = {key: value for key, value in asdict(config).items() if key not in NOT_THE_EXPERIMENT}
     del tree["data"]["files"]  # the rows have a fingerprint of their own in the lineage, the base a hash
     if config.model.source == "folder":

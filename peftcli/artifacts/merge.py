@@ -180,8 +180,8 @@ def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drif
     """Give back the drift if the merge kept what the adapter does.
 
     Raises:
-        CheckFailed: `merge-drift`, beyond the tolerance, no nearer to the tuned model than the base is, or an adapter without
-            any effect.
+        CheckFailed: `merge-drift`, beyond the tolerance, no nearer to the tuned model than the base is, or an adapter
+            without any effect.
     """
     numbers = (
         f"outputs of the {what} model differ from the unmerged ones by {drift.mean:.3g} in the mean and "

@@ -26,7 +26,7 @@ class RunFolder:
 
     @classmethod
     def create(cls, config: RunConfig, overrides: Sequence[str] = ()) -> RunFolder:
-        """Make `<output>/<date>_<time>_<recipe>` with the frozen config and the overrides in it; `latest` points to it.
+        """Make `<output>/<date>_<time>_<recipe>` with the frozen config and the overrides in it.
 
         Paths in the config are made absolute, from the current folder.
 
@@ -43,7 +43,6 @@ class RunFolder:
         except BaseException:
             shutil.rmtree(run.path, ignore_errors=True)
             raise
-        _point_latest(run.path)
         return run
 
     @classmethod
@@ -124,6 +123,22 @@ class RunFolder:
     def status(self) -> str:
         """`done`, `stopped` or `failed` as the report says, or `unfinished` where there is no report yet."""
         return self.read_report()["run"]["status"] if self.report.is_file() else "unfinished"
+
+    def become_latest(self) -> None:
+        """Let `latest` beside the run point to it; where links are not to be had, there is none."""
+        path = self.path.resolve()
+        link, fresh = path.parent / "latest", path.parent / f".latest-{path.name}"
+        try:
+            if link.is_symlink() or not link.exists():
+                fresh.symlink_to(path.name)
+                os.replace(fresh, link)
+        except OSError:
+            fresh.unlink(missing_ok=True)
+
+    @property
+    def untrained(self) -> bool:
+        """Nothing has been logged or saved yet: what is in the folder can be made again at once."""
+        return not self.metrics() and not self.checkpoints.exists() and not self.report.exists()
 
     def log(self, row: dict[str, Any]) -> None:
         """Append a row to metrics.jsonl; on a full disk the file stays as it was.
@@ -230,17 +245,6 @@ def _claim(output: Path, stem: str) -> Path:
         except OSError as error:
             raise atomic.explain(error, path) or error from error
     raise AssertionError("unreachable")
-
-
-def _point_latest(path: Path) -> None:
-    """Let `latest` beside the run point to it; where links are not to be had, there is none."""
-    link, fresh = path.parent / "latest", path.parent / f".latest-{path.name}"
-    try:
-        if link.is_symlink() or not link.exists():
-            fresh.symlink_to(path.name)
-            os.replace(fresh, link)
-    except OSError:
-        fresh.unlink(missing_ok=True)
 
 
 def _closest(path: Path, folders: list[Path]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -87,11 +88,15 @@ def _resume(run: Path, quiet: bool) -> tuple[Path, dict]:
 
 
 def _launch(folder: Path, config: LaunchConfig, quiet: bool) -> dict:
+    from peftcli.artifacts.run_folder import RunFolder
     from peftcli.launch import processes
 
     try:
         return processes.start(folder, config, quiet)
-    except (UserError, CheckFailed, KeyboardInterrupt):
+    except (UserError, CheckFailed, KeyboardInterrupt) as error:
+        if isinstance(error, UserError) and RunFolder(folder).untrained:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         typer.echo(f"the run is in {folder}; when the cause is mended: peft train --resume {folder}", err=True)
         raise
 

@@ -101,6 +101,8 @@ class _Session:
             self.display.say(f"continuing after step {resumed.progress.step}")
         before = checks.fingerprints(attached.model)
         self._same_base(before, resumed)
+        if self.main:
+            self.run.become_latest()
         try:
             progress, trained = train(job, resumed)
             self._check_frozen(before, attached, trained)

@@ -76,15 +76,15 @@ def test_refused_before_a_model_is_loaded(settings: Settings, said: str) -> None
 
 @pytest.mark.parametrize("kind", TYPES)
 def test_without_arguments_a_type_trains_or_says_in_pefts_words_what_it_lacks(kind: str) -> None:
+    said = ""
     try:
-        base, model, method = Row(
-            "peft", {"type": kind, "targets": TARGETS.get(kind, [])}, dtype=torch.float32
-        ).attached()
-    except UserError as error:
-        assert str(error).startswith(f"PEFT's {kind}")
-        assert not any(raw in str(error) for raw in ("NoneType", "not supported between", "Error:"))
-    else:
+        row = Row("peft", {"type": kind, "targets": TARGETS.get(kind, [])}, dtype=torch.float32)
+        base, model, method = row.attached()
         train(model, method, base, steps=1)
+    except UserError as error:
+        said = str(error)
+    assert not said or said.startswith(f"PEFT's {kind}")
+    assert not any(raw in said for raw in ("NoneType", "not supported between", "Error:"))
 
 
 @pytest.mark.parametrize(
