@@ -18,7 +18,9 @@ from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 
 import peftcli
+from peftcli.config.errors import UserError
 from peftcli.config.schema import RunConfig
+from peftcli.data.samples import store
 
 NOT_THE_EXPERIMENT = ("name", "output", "launch", "tracker", "fetch")
 """Config keys that say where and how a run was made, not what it computes."""
@@ -32,6 +34,7 @@ def collect(
     revision: str | None,
     data_fingerprint: str,
     labels: list[str] | None = None,
+    label_tokens: list[int] | None = None,
     base: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The lineage of a trained adapter.
@@ -43,6 +46,7 @@ def collect(
         revision: Its revision, where it has one.
         data_fingerprint: Of the rows it was trained on.
         labels: The label set in the order that the model has learnt, of a task that has one.
+        label_tokens: The token whose score after the prompt is that of each label, where label words are scored.
         base: `digests` taken before the adapter was attached, where the method rearranges the base; more than the
             adapted tensors may be in it. A whole model that was trained has no base left to hash: without this, the
             lineage of one says nothing about its base's weights.
@@ -56,6 +60,7 @@ def collect(
         "package_version": peftcli.__version__,
         "base": {
             "id": base_id,
+            "source": config.model.source,
             "revision": revision,
             "hash": combined(base) if base else None,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
@@ -64,6 +69,12 @@ def collect(
         "method": config.method.name,
         "data_fingerprint": data_fingerprint,
         "labels": labels,
+        "label_tokens": label_tokens,
+        "task": asdict(config.task),
+        "licences": {
+            "base": _licence(config.model.name, config.model.source),
+            "data": _licence(config.data.name, config.data.source),
+        },
         "config_hash": config_hash(config),
         "seed": config.seed,
     }
@@ -124,6 +135,16 @@ def config_hash(config: RunConfig) -> str:
     if config.model.source == "folder":
         tree["model"]["name"] = Path(config.model.name).name
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()
+
+
+def _licence(name: str | None, source: str) -> str | None:
+    """The licence that a sample states; None where it states none, and for what is no sample."""
+    if source != "sample" or not name:
+        return None
+    try:
+        return store.record(name).get("licence") or None
+    except (UserError, OSError, ValueError):
+        return None
 
 
 def _digest(tensor: Tensor) -> str:

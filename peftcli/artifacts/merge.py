@@ -74,7 +74,7 @@ def merge(
 
     Returns:
         `merge` and `reload`, a `Drift` as a dict each; `dtype`; `forced_base`, the tensors in which the base is not the
-        one that the adapter was trained on.
+        one that the adapter was trained on; `positions` and `outputs`, how many were compared and outputs at each.
 
     Raises:
         UserError: The adapter cannot be merged, or the folder cannot be written to.
@@ -101,6 +101,7 @@ def merge(
         found["reload"] = check(compare(outputs(again, probes), tuned_NV, base_NV), tolerance, "saved", dtype)
         report: dict[str, Any] = {name: asdict(drift) for name, drift in found.items()}
         report |= {"dtype": str(dtype).removeprefix("torch."), "forced_base": forced}
+        report |= {"positions": len(tuned_NV), "outputs": tuned_NV.shape[1]}
         lineage = adapter.portable(lineage) | {"merged": report}
         adapter.describe(partial, lineage, card.model(lineage, kind.__name__, metrics or {}))
     return report

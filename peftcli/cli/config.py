@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import os
 from collections.abc import Iterator
 from typing import Annotated, Any
 
@@ -59,10 +60,20 @@ def _print_origins(tree: dict[str, Any], origins: dict[str, str], as_json: bool)
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
+    rows = [row | {"origin": _short(row["origin"])} for row in rows]
     widths = [max(len(row[column]) for row in rows) for column in ("key", "origin")]
     for row in rows:
         value = json.dumps(row["value"], ensure_ascii=False)
         typer.echo(f"{row['key']:<{widths[0]}}  {row['origin']:<{widths[1]}}  {value}")
+
+
+def _short(origin: str) -> str:
+    """An origin with a shipped file's path from `configs/` or `recipes/` on; the user's own paths stay."""
+    from peftcli.config.paths import shipped
+
+    for folder in ("configs", "recipes"):
+        origin = origin.replace(f"{shipped(folder)}{os.sep}", f"{folder}/")
+    return origin
 
 
 def _leaves(tree: dict[str, Any], origins: dict[str, str], path: str = "") -> Iterator[tuple[str, Any]]:

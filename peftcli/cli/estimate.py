@@ -56,7 +56,7 @@ def estimate(
 
     work = workload.find(composed.config)
     found = counting.count(composed.config, work)
-    savings = [] if found.fits is not False else _savings(composed.config)
+    savings = [] if found.fits is not False else _savings(composed.config, found)
     measured = None
     if probe:
         from peftcli.training.probe import probe as run
@@ -75,12 +75,22 @@ def estimate(
         _print_measured(console, found, measured, price)
 
 
-def _savings(config: RunConfig) -> list[tuple[str, int]]:
-    """The cheapest changes, and the peak that each alone would come to."""
+def _savings(config: RunConfig, found: Estimate) -> list[tuple[str, int]]:
+    """The cheapest changes that lower the peak, and the peak that each alone would come to."""
     from peftcli.training import estimate as counting
-    from peftcli.training.out_of_memory import changes
+    from peftcli.training.out_of_memory import MOST, candidates, smaller_adapter
 
-    return [(str(change), counting.estimate(change.config).peak) for change in changes(config)]
+    held = found.heaviest[1]
+    adapter = held.adapter + held.gradients + held.optimiser
+    changes = list(candidates(config))
+    if adapter > max(held.weights, held.activations + held.temporaries + held.holes - held.apart):
+        over = (found.peak - (found.free or 0)) / (found.processes * adapter)
+        changes = smaller_adapter(config, 1 - over) + changes
+    savings: list[tuple[str, int]] = []
+    for change in changes:
+        if len(savings) < MOST and (peak := counting.estimate(change.config).peak) < found.peak:
+            savings.append((str(change), peak))
+    return savings
 
 
 def _plain(found: Estimate, savings: list[tuple[str, int]], measured: Measured | None, price: float | None) -> Any:
@@ -130,6 +140,8 @@ def _memory(console: Console, found: Estimate) -> Any:
     table.add_row("rows x tokens, learnt", *(_shape(shape) for _, (shape, _) in columns))
     for part, title in PARTS.items():
         table.add_row(title, *(size(getattr(held, part)) for _, (_, held) in columns))
+    if any(held.apart for _, (_, held) in columns):
+        table.add_row("less what is never held at once", *(size(held.apart) for _, (_, held) in columns))
     table.add_row("all of it", *(size(held.peak) for _, (_, held) in columns), style="bold")
     return table
 

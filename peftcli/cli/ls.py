@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,27 +11,33 @@ import typer
 
 from peftcli.config import catalog
 from peftcli.config.checks import CHECKS
-from peftcli.config.errors import UserError
+from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.paths import shipped
 
+KINDS = ("recipes", "models", "methods", "data", "checks", "runs")
 
-class Kind(StrEnum):
-    """What can be listed."""
 
-    recipes = "recipes"
-    models = "models"
-    methods = "methods"
-    data = "data"
-    checks = "checks"
-    runs = "runs"
+def _complete(typed: str) -> list[str]:
+    return [kind for kind in KINDS if kind.startswith(typed)]
 
 
 def ls(
-    kind: Annotated[Kind, typer.Argument(help="What to list.")] = Kind.recipes,
+    kind: Annotated[
+        str, typer.Argument(help=f"What to list: {', '.join(KINDS)}.", autocompletion=_complete)
+    ] = "recipes",
+    folder: Annotated[
+        Path | None, typer.Argument(help="Where the runs are, for `peft ls runs`.", show_default="./runs")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
-    """List recipes, models, methods, data, checks, and the runs in ./runs."""
-    rows = _rows(kind)
+    """List recipes, models, methods, data, checks, or the runs in a folder."""
+    if kind not in KINDS:
+        raise UserError(unknown("kind of thing to list", kind, KINDS))
+    if folder is not None and kind != "runs":
+        raise UserError(Mistake(f"peft ls {kind} takes no folder ({folder})", hint=f"peft ls runs {folder}"))
+    rows = _rows(kind, folder or Path("runs"))
+    if kind == "runs" and not rows:
+        typer.echo(f"no runs in {folder or './runs'}", err=True)
     if as_json:
         typer.echo(json.dumps([{"name": name, "about": about} for name, about in rows.items()], indent=2))
         return
@@ -48,18 +53,18 @@ def ls(
     Console(markup=False, width=whole_lines).print(table)
 
 
-def _rows(kind: Kind) -> dict[str, str]:
+def _rows(kind: str, folder: Path) -> dict[str, str]:
     match kind:
-        case Kind.recipes:
+        case "recipes":
             return {name: _first_comment(path.read_text(encoding="utf-8")) for name, path in catalog.recipes().items()}
-        case Kind.models:
+        case "models":
             return _group("model")
-        case Kind.data:
+        case "data":
             return _group("data")
-        case Kind.methods:
+        case "methods":
             return {name: _about_method(name) for name in sorted(catalog.methods())}
-        case Kind.runs:
-            return _runs(Path("runs"))
+        case "runs":
+            return _runs(folder)
     return CHECKS
 
 
@@ -74,12 +79,29 @@ def _runs(folder: Path) -> dict[str, str]:
         told = run.report.get("quality") or {}
         metric = str(told.get("metric"))
         tuned: dict = next((row["metrics"] for row in told.get("rows", []) if row["name"] == "tuned"), {})
-        parts = [str(run.config.get("name") or ""), (run.report.get("run") or {}).get("status", "unfinished")]
+        status = (run.report.get("run") or {}).get("status", "unfinished")
+        parts = [str(run.config.get("name") or ""), "running" if status != "done" and _is_held(path) else status]
         if metric in tuned:
             parts.append(f"{metric} {quality.written(metric, tuned[metric])} on {told['split']}")
         parts.append(units.size(sum(file.stat().st_size for file in path.rglob("*") if file.is_file())))
         found[str(path)] = ", ".join(part for part in parts if part)
     return found
+
+
+def _is_held(run: Path) -> bool:
+    """Whether a process trains in this run folder: it holds the folder's lock."""
+    from filelock import FileLock, Timeout
+
+    place = run / ".lock"
+    if not place.is_file():
+        return False
+    try:
+        with FileLock(place).acquire(timeout=0):
+            return False
+    except Timeout:
+        return True
+    except OSError:  # somebody else's folder, of which no more can be said
+        return False
 
 
 def _group(group: str) -> dict[str, str]:

@@ -31,19 +31,38 @@ COMMANDS = {
 """Every command and its line of help; each lives in `peftcli.cli.<name>`, as a function or as a typer `app`."""
 
 
+class _PlainFlags:
+    """Shows a flag in the help as `--json`, without the type `<bool>`, which looks like a value to give."""
+
+    def get_params(self, ctx: Any) -> list[Any]:
+        params = super().get_params(ctx)  # type: ignore[misc]
+        for param in params:
+            if getattr(param, "is_flag", False):
+                param.metavar = ""
+        return params
+
+
+class Command(_PlainFlags, TyperCommand):
+    """A command."""
+
+
+class Group(_PlainFlags, TyperGroup):
+    """A command with commands of its own."""
+
+
 def load(name: str) -> Any:
     """The click command of a name in `COMMANDS`; imports its file."""
     module = import_module(f"peftcli.cli.{name}")
     app = getattr(module, "app", None)
     if app is None:
         app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode="markdown")
-        app.command(name, help=None)(getattr(module, name))
+        app.command(name, cls=Command, help=None)(getattr(module, name))
     command = typer.main.get_command(app)
     command.name = name
     return command
 
 
-class _Commands(TyperGroup):
+class _Commands(Group):
     """The table above as a group that imports a command only to run it."""
 
     def __init__(self, **settings: Any):

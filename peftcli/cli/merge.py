@@ -44,6 +44,22 @@ def merge(
         _print(report)
 
 
+def _compared(report: dict[str, Any]) -> str:
+    """What the numbers of the table are over."""
+    rows, positions = report["rows"], report["positions"]
+    if positions == rows:
+        over = f"the scores of all {report['outputs']:,} classes"
+    else:
+        over = (
+            f"the scores (logits) of all {report['outputs']:,} tokens at {positions:,} positions, the last of each row"
+        )
+    return (
+        f"Compared with the unmerged adapter: {over}, of {rows:,} {report['source']}. The differences are absolute; "
+        "`worst position` is the mean at one position as a share of the scores' standard deviation, `same highest` the "
+        "share of positions whose highest score is that of the same output."
+    )
+
+
 def _print(report: dict[str, Any]) -> None:
     from rich import box
     from rich.console import Console
@@ -52,9 +68,9 @@ def _print(report: dict[str, Any]) -> None:
     for note in report["notes"]:
         typer.echo(f"note: {note}")
     console = Console()
-    typer.echo(f"Outputs beside those of the unmerged adapter, on {report['rows']} {report['source']}:")
+    console.print(_compared(report), highlight=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-    for column in ("", "mean difference", "largest", "worst position", "same answer"):
+    for column in ("", "mean difference", "largest", "worst position", "same highest"):
         table.add_column(column, justify="right" if column else "left")
     for name, key in (("merged", "merge"), ("read back", "reload")):
         drift = report[key]

@@ -8,12 +8,14 @@ from typing import Annotated
 
 import typer
 
+from peftcli.cli.main import Command, Group
 from peftcli.data.samples import catalog, store
 from peftcli.data.samples.catalog import MB
 
 WIDE = 120  # columns that leave room for what each sample is
 
 app = typer.Typer(
+    cls=Group,
     help="Fetch, list, verify and remove sample models and data.",
     no_args_is_help=True,
     add_completion=False,
@@ -29,7 +31,7 @@ def complete(typed: str) -> list[str]:
 Names = Annotated[list[str], typer.Argument(metavar="NAME...", help="Names from the list.", autocompletion=complete)]
 
 
-@app.command()
+@app.command(cls=Command)
 def fetch(
     names: Names,
     archives: Annotated[
@@ -45,7 +47,7 @@ def fetch(
     ensure(names, archives, typer.echo)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_samples(as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False) -> None:
     """Show every sample: is it here, how large, under which licence."""
     rows = [_row(sample) for sample in catalog.SAMPLES]
@@ -71,7 +73,7 @@ def list_samples(as_json: Annotated[bool, typer.Option("--json", help="Print JSO
     typer.echo(f"folder: {store.home()}")
 
 
-@app.command()
+@app.command(cls=Command)
 def verify(
     names: Annotated[
         list[str] | None, typer.Argument(metavar="[NAME...]", help="All that are here, if none is named.")
@@ -85,7 +87,7 @@ def verify(
         typer.echo(f"{sample.name}: {store.verify(sample.name)} files are as they were written")
 
 
-@app.command()
+@app.command(cls=Command)
 def remove(names: Names) -> None:
     """Delete samples from the cache."""
     for sample in catalog.find(*names):

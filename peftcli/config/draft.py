@@ -26,7 +26,9 @@ from peftcli.config.validate import UNREADABLE, chosen_settings, schema_defaults
 from peftcli.config.yaml_files import YamlFile, shown
 
 UNIONS = frozenset({"method", "task"})
-"""Groups whose keys depend on the choice: another choice on the command line leaves the recipe's own values out."""
+"""Groups whose keys depend on the choice."""
+REPLACED = UNIONS | {"data", "model"}
+"""Groups of which another choice on the command line leaves the recipe's own values out: they belong to its own."""
 
 
 class Draft:
@@ -67,21 +69,30 @@ class Draft:
         self.overrides = overrides.sort(self.lines, self.repository, set(listed))
         self.mistakes += self.overrides.mistakes
         self.undecided |= self.overrides.undecided
+        replaced = frozenset[str]()
         if self.overrides.choices:
-            self._leave_out_other_unions(listed)
+            replaced = self._leave_out_replaced(listed)
             own = self._defaults(self.overrides.choices) or own
         for default in own.defaults if own else ():
             if default.config_path is not None:
                 self._merge(default)
+        own_keys = self._recipe.content.keys() - replaced
+        for choice in self.overrides.choices:  # what such a group lacks is the choice's to answer for
+            if choice.key_or_group in self.origins and choice.key_or_group not in own_keys:
+                self.origins[choice.key_or_group] = overrides.where(choice)
         for file in self.repository.files.values():
             self.mistakes += file.mistakes
 
-    def _leave_out_other_unions(self, listed: dict[str, str | None]) -> None:
-        recipe = self.repository.files.get(RECIPE, YamlFile(self.path))
+    @property
+    def _recipe(self) -> YamlFile:
+        return self.repository.files.get(RECIPE, YamlFile(self.path))
+
+    def _leave_out_replaced(self, listed: dict[str, str | None]) -> frozenset[str]:
+        recipe = self._recipe
         replaced = {
             choice.key_or_group: choice
             for choice in self.overrides.choices
-            if choice.key_or_group in UNIONS & recipe.content.keys()
+            if choice.key_or_group in REPLACED & recipe.content.keys()
             and isinstance(recipe.content[choice.key_or_group], dict)
             and listed.get(choice.key_or_group) != choice.value()
         }
@@ -90,6 +101,7 @@ class Draft:
             self.notes.append(f"{choice.input_line}: the recipe's own {keys} ({recipe.where(group)}) left out")
         if replaced:
             self.repository = Repository(self.path, self.folders, frozenset(replaced))
+        return frozenset(replaced)
 
     def _defaults(self, choices: list[Override]) -> DefaultsList | None:
         """Hydra's defaults list; what it objects to is noted and taken away until it succeeds."""

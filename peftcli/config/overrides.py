@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, replace
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from hydra.errors import HydraException
 
 from peftcli.config.errors import Mistake, unknown
+from peftcli.config.schema import RunConfig
 from peftcli.config.sources import Repository
 
 
@@ -37,7 +39,7 @@ def sort(lines: list[str], repository: Repository, listed: set[str]) -> Override
     """
     found = Overrides()
     parser = OverridesParser.create()
-    for line in lines:
+    for line, following in _with_next(lines):
         try:
             override = parser.parse_override(line)
             if not override.key_or_group:
@@ -46,7 +48,7 @@ def sort(lines: list[str], repository: Repository, listed: set[str]) -> Override
                 raise ValueError("several values at once; one run takes one value")
             value = override.value()
         except (HydraException, ValueError, TypeError) as error:
-            found.mistakes.append(_unreadable(line, error))
+            found.mistakes.append(_unreadable(line, following, error))
             continue
         if not repository.group_exists(override.key_or_group) or isinstance(value, dict):
             found.values.append(override)
@@ -59,10 +61,32 @@ def sort(lines: list[str], repository: Repository, listed: set[str]) -> Override
     return found
 
 
-def _unreadable(line: str, error: Exception) -> Mistake:
+def _with_next(lines: list[str]) -> Iterator[tuple[str, str]]:
+    """Each argument, and after a key that lost its equals sign the word that was meant as its value."""
+    words = iter(lines)
+    for line in words:
+        key, _, rest = line.partition(" ")
+        if "=" in line or not _is_key(key):
+            yield line, ""
+        elif rest:
+            yield line, rest.strip()
+        else:
+            following = next(words, "=")
+            yield line, "" if "=" in following else following
+            if "=" in following and following != "=":
+                yield following, ""
+
+
+def _is_key(word: str) -> bool:
+    return word.partition(".")[0] in {item.name for item in fields(RunConfig)}
+
+
+def _unreadable(line: str, following: str, error: Exception) -> Mistake:
+    if "=" not in line and not line.startswith("~"):
+        meant = f"{line.split()[0]}={following}" if following else ""
+        return Mistake(f"{line!r} is not key=value", f"override {line}", nearest=meant)
     reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-    hint = "" if "=" in line or line.startswith("~") else "an override is key=value"
-    return Mistake(f"cannot be read: {reason}", f"override {line}", hint=hint)
+    return Mistake(f"cannot be read: {reason}", f"override {line}")
 
 
 def _wrong_choice(override: Override, repository: Repository, listed: set[str]) -> Mistake | None:

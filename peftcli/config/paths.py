@@ -28,9 +28,13 @@ def sample_folder(name: str) -> Path:
     Raises:
         UserError: It is not there; the message names the command that fetches it.
     """
-    folder = cache() / "samples" / name
-    if not (folder / "complete").is_file():
+    if not has_sample(name):
         raise UserError(
             Mistake(f"sample {name!r} is not on this machine", hint=f"fetch it once with: peft samples fetch {name}")
         )
-    return folder
+    return cache() / "samples" / name
+
+
+def has_sample(name: str) -> bool:
+    """Whether a sample is on this machine, whole."""
+    return (cache() / "samples" / name / "complete").is_file()

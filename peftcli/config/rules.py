@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
-from peftcli.config import peft_types
-from peftcli.config.errors import Mistake, nearest
+from peftcli.config import paths, peft_types, sample_kinds
+from peftcli.config.errors import Mistake, nearest, unknown
 from peftcli.config.schema import SCHEMA_VERSION
 from peftcli.config.validate import SCHEMA_DEFAULT, UNREADABLE, Checked
 
@@ -182,7 +182,7 @@ def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
     found = [*_ranges(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return [*found, *_columns(where), *_metric(where), *_peft(where)]
+    return [*found, *_columns(where), *_metric(where), *_peft(where), *_samples(where)]
 
 
 class _Where:
@@ -333,3 +333,17 @@ def _peft(where: _Where) -> Iterator[Mistake]:
     if isinstance(tuner, str) and isinstance(given, dict):
         places = {name: where.of(f"method.args.{name}", "method.args") for name in given}
         yield from peft_types.mistakes(tuner, given, where.of("method.type"), places)
+
+
+def _samples(where: _Where) -> Iterator[Mistake]:
+    """A sample that there is not, or of the wrong kind; what someone put among the samples is theirs to use."""
+    for group, kind in (("model", "weights"), ("data", "data")):
+        name, known = where.get(f"{group}.name"), sample_kinds.of_kind(kind)
+        if where.get(f"{group}.source") != "sample" or not isinstance(name, str) or not name or name in known:
+            continue
+        place = where.of(f"{group}.name", f"{group}.source")
+        if name in sample_kinds.KINDS:
+            what = f"sample {name!r} is {sample_kinds.KINDS[name]}, and {group}.name takes a sample of {kind}"
+            yield Mistake(what, place, known)
+        elif not paths.has_sample(name):
+            yield unknown(f"{group} sample", name, known, place, "what each is: peft samples list")

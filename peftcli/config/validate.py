@@ -9,7 +9,7 @@ from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from peftcli.config import catalog
+from peftcli.config import catalog, peft_types
 from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.renames import RENAMED
 from peftcli.config.schema import REQUIRED, TASKS, RunConfig
@@ -108,6 +108,9 @@ class _Checker:
         if path in self.choices:
             hint = f"add `- {path}: NAME` to the recipe's defaults list, or {path}=NAME on the command line"
             return Mistake(f"the recipe has no {path}", place, tuple(self.choices[path]), hint=hint)
+        if path == "method.type" and self.chosen.get("method") is catalog.settings_class("peft"):
+            hint = "choose one on the command line, such as method.type=LOKR, or in the recipe's method block"
+            return Mistake(f"{path} is missing", place, tuple(sorted(peft_types.arguments())), hint=hint)
         return Mistake(f"{path} is missing; it takes {expected(annotation)}", place, names(annotation))
 
     def _not_a_group(self, value: Any, path: str) -> Any:

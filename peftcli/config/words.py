@@ -62,9 +62,24 @@ def kind(value: Any) -> str:
     return f"{value!r} (text)" if isinstance(value, str) else f"{value!r}"
 
 
+_EXAMPLES = {
+    "data.columns": ("text", "body"),
+    "data.files": ("train", "rows.jsonl"),
+    "data.rows": ("train", "10"),
+    "data.splits": ("validation", "dev"),
+    "model.shape": ("model_type", "llama"),
+    "task.labels": ("grain", "cereal"),
+}
+
+
 def mismatch_hint(annotation: Any, value: Any, path: str) -> str:
     """How to write what was probably meant, where that is clear."""
     parts = get_args(annotation) if get_origin(annotation) in (types.UnionType, Union) else (annotation,)
+    if path in _EXAMPLES:
+        key, one = _EXAMPLES[path]
+        return (
+            f"for example in a file {path.rpartition('.')[2]}: {{{key}: {one}}}, on the command line {path}.{key}={one}"
+        )
     if str in parts and isinstance(value, int | float):
         return f'put it in quotes: in a file {path.rpartition(".")[2]}: "...", on the command line \'{path}="..."\''
     if isinstance(value, str) and {int, float} & set(parts):

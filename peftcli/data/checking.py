@@ -19,7 +19,6 @@ LIKELY = {
 """Column names that other data sets give to what a task needs; used to suggest, never to choose."""
 NAMED_ROWS = 3
 """Bad rows that a message names; the others are counted."""
-BAD_ROWS_HINT = "mend them, or leave such rows out and count them: data.bad_rows=skip"
 
 
 def mapping(config: DataConfig, needed: list[str], found: dict[str, Origin], notes: list[str]) -> dict[str, str]:
@@ -68,17 +67,29 @@ def problem(row: dict[str, Any], columns: dict[str, str], needed: list[str], whe
     """Why a row cannot be used, or None."""
     for name in needed:
         if empty(row[name]):
-            return Mistake(f"{columns[name]} is empty", where, hint=BAD_ROWS_HINT)
+            return Mistake(f"{columns[name]} is empty", where)
     return None
+
+
+def _empty_places(rows: Rows, name: str) -> list[int]:
+    """Where a column is `empty`; text, the usual case, without leaving Arrow."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    column = rows.table.column(name)
+    if pa.types.is_string(column.type) or pa.types.is_large_string(column.type):
+        # Casts and no scalars: a Python number handed to Arrow would import pandas.
+        blank = pc.invert(pc.utf8_length(pc.utf8_trim_whitespace(column)).cast(pa.bool_()))
+        return pc.indices_nonzero(blank).to_pylist() + pc.indices_nonzero(pc.is_null(column)).to_pylist()
+    return [i for i, value in enumerate(rows[name]) if empty(value)]
 
 
 def usable(rows: Rows, columns: dict[str, str], needed: list[str], origin: Origin) -> tuple[Rows, list[Mistake]]:
     """The rows that have a value in each needed column, and what is wrong with the others."""
     found: dict[int, str] = {}
     for name in needed:
-        for i, value in enumerate(rows[name]):
-            if empty(value):
-                found.setdefault(i, f"{columns[name]} is empty")
+        for i in _empty_places(rows, name):
+            found.setdefault(i, f"{columns[name]} is empty")
     if not found:
         return rows, []
     numbers = rows["row"]
@@ -94,9 +105,14 @@ def some(bad: list[Mistake], total: int) -> str:
     return f"{len(bad)} of {total} rows: {named}{more}"
 
 
+def way_out(bad: Mistake) -> str:
+    """What to do about a row that cannot be used, and rows like it."""
+    return f"{bad.hint or 'mend them'}, or leave such rows out and count them: data.bad_rows=skip"
+
+
 def bad_rows(split: str, bad: list[Mistake], total: int) -> Mistake:
     """The mistake of a split with rows that cannot be used."""
-    hint = " and ".join(filter(None, [bad[0].hint, "" if bad[0].hint == BAD_ROWS_HINT else BAD_ROWS_HINT]))
+    hint = way_out(bad[0])
     if len(bad) == total:
         hint = f"no row of {split} can be used; take another split (data.splits.{split}=NAME) or column"
     if len(bad) == 1:

@@ -6,9 +6,10 @@ A reader yields `(where, row)`; `where` is `file:line`, and `row` is a dictionar
 
 from __future__ import annotations
 
+import codecs
 import csv
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -23,18 +24,27 @@ ENDINGS = {
     ".tsv": "csv",
     ".parquet": "parquet",
 }
+MOST_FILES = 10
+"""Files that a message lists."""
 FIRST_ROWS = 20
 """Rows that are looked at before the rest is read."""
-UTF8_HINT = "convert it with: iconv -f latin1 -t utf-8 FILE > NEW, or leave such rows out with data.bad_rows=skip"
+UTF8_HINT = "convert it with: iconv -f latin1 -t utf-8 FILE > NEW"
+UTF16_HINT = "convert it with: iconv -f utf-16 -t utf-8 FILE > NEW, or save it as CSV UTF-8 in Excel"
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 Line = tuple[str, dict[str, Any] | Mistake]
 
 
-def find(pattern: str, key: str) -> list[Path]:
+def find(pattern: str, key: str, taken: Collection[str] = ()) -> list[Path]:
     """The files that a path or glob of a recipe names, sorted.
 
+    Args:
+        pattern: The path or glob.
+        key: The split that it is for.
+        taken: What the recipe's other splits name, which is not suggested.
+
     Raises:
-        UserError: There is none, or it is a folder; with the nearest file name beside it.
+        UserError: There is none, or it is a folder; with the nearest data file beside it, or all of them.
     """
     path = Path(pattern).expanduser()
     if path.is_file():
@@ -48,12 +58,20 @@ def find(pattern: str, key: str) -> list[Path]:
         if found := sorted(p for p in base.glob(parts) if p.is_file()):
             return found
         raise UserError(Mistake(f"no file matches {pattern}", f"data.files.{key}"))
-    beside = sorted(p.name for p in path.parent.iterdir() if p.is_file()) if path.parent.is_dir() else []
-    close = nearest(path.name, beside)
-    hint = "" if path.parent.is_dir() else f"the folder {path.parent} does not exist either"
-    raise UserError(
-        Mistake(f"no file {pattern}", f"data.files.{key}", nearest=str(path.parent / close) if close else "", hint=hint)
-    )
+    raise UserError(_no_file(path, pattern, key, taken))
+
+
+def _no_file(path: Path, pattern: str, key: str, taken: Collection[str]) -> Mistake:
+    what, place = f"no file {pattern}", f"data.files.{key}"
+    if not path.parent.is_dir():
+        return Mistake(what, place, hint=f"the folder {path.parent} does not exist either")
+    beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
+    others = {Path(other).expanduser().resolve() for other in taken}
+    free = {p.stem: p for p in beside if p.resolve() not in others}
+    if close := nearest(path.stem, free):  # the ending alone would make any two files look alike
+        return Mistake(what, place, nearest=str(free[close]))
+    names = [p.name for p in beside[:MOST_FILES]] + (["..."] if len(beside) > MOST_FILES else [])
+    return Mistake(what, place, hint=f"data files in {path.parent}: {', '.join(names) or 'none'}")
 
 
 def kind(path: Path, wanted: str) -> str:
@@ -78,8 +96,12 @@ def lines(path: Path, form: str) -> Iterator[Line]:
     """
     try:
         with path.open("rb") as file:
-            if not file.read(1):
-                raise UserError(Mistake("the file is empty", str(path)))
+            mark = file.read(2)
+        if not mark:
+            raise UserError(Mistake("the file is empty", str(path)))
+        if form != "parquet" and mark in UTF16_MARKS:
+            what = f"the file is UTF-16, not UTF-8: it begins with the byte-order mark {mark.hex(' ').upper()}"
+            raise UserError(Mistake(what, str(path), hint=UTF16_HINT))
         yield from READERS[form](path)
     except OSError as error:
         raise UserError(Mistake(f"cannot read the file: {error.strerror or error}", str(path))) from error
@@ -117,7 +139,7 @@ def _json_lines(path: Path) -> Iterator[Line]:
             except UnicodeDecodeError as error:
                 yield where, _not_utf8(where, error)
             except json.JSONDecodeError as error:
-                yield where, Mistake(f"not valid JSON: {error.msg} at column {error.colno}: {_cut(raw)}", where)
+                yield where, Mistake(f"{_not_json(error)}: {_cut(raw)}", where)
             except RecursionError:
                 yield where, Mistake("JSON nested too deeply to be read", where)
             else:
@@ -131,10 +153,14 @@ def _json_list(path: Path) -> Iterator[Line]:
         raise UserError(_not_utf8(str(path), error)) from error
     except json.JSONDecodeError as error:
         where = f"{path}:{error.lineno}"
-        raise UserError(Mistake(f"not valid JSON: {error.msg} at column {error.colno}", where)) from error
+        raise UserError(Mistake(_not_json(error), where)) from error
     for number, row in enumerate(rows, 1):
         where = f"{path} item {number}"
         yield where, row if isinstance(row, dict) else Mistake(f"not a JSON object: {_cut(row)}", where)
+
+
+def _not_json(error: json.JSONDecodeError) -> str:
+    return f"not valid JSON: {error.msg.removesuffix(' at')} at column {error.colno}"
 
 
 def _csv_lines(path: Path) -> Iterator[Line]:

@@ -13,7 +13,7 @@ from peftcli.config import paths
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import DataConfig
 from peftcli.data import formats
-from peftcli.data.rows import Rows
+from peftcli.data.rows import Rows, whole_numbers
 
 SPLITS = ("train", "validation", "test")
 
@@ -67,15 +67,16 @@ def _local(config: DataConfig) -> dict[str, Origin]:
     owner: dict[Path, str] = {}
     for split in [s for s in SPLITS if s in config.files]:
         value = config.files[split]
-        patterns = [value] if isinstance(value, str) else value
-        if not isinstance(patterns, list) or not patterns or not all(isinstance(p, str) for p in patterns):
+        patterns = _listed(value)
+        if not patterns or not all(isinstance(p, str) for p in patterns):
             what = f"data.files.{split}={value!r} names no file"
             mistakes.append(Mistake(what, f"data.files.{split}", ("a path or glob", "a list of them")))
             continue
         files: list[Path] = []
+        taken = [name for other, named in config.files.items() if other != split for name in _listed(named)]
         for pattern in patterns:
             try:
-                files += formats.find(pattern, split)
+                files += formats.find(pattern, split, taken)
             except UserError as error:
                 mistakes += error.mistakes
         for file in files:
@@ -86,6 +87,11 @@ def _local(config: DataConfig) -> dict[str, Origin]:
     if mistakes:
         raise UserError(*mistakes)
     return origins
+
+
+def _listed(value: Any) -> list:
+    """One path or several as a list; empty where it is neither."""
+    return [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
 
 def _sample(config: DataConfig) -> dict[str, Origin]:
@@ -142,7 +148,7 @@ class FileOrigin:
             for name, column in values.items():
                 column.append(row[name])
         arrays = {name: self._array(name, column, numbers) for name, column in values.items()}
-        return Rows(pa.table(arrays | {"row": pa.array(numbers, pa.int64())})), bad
+        return Rows(pa.table(arrays | {"row": whole_numbers(numbers)})), bad
 
     def identity(self) -> str:
         parts = []
@@ -191,7 +197,7 @@ def numbered(table: pa.Table) -> pa.Table:
     """The table with the column `row`, the position of each row, from 0."""
     if "row" in table.column_names:
         table = table.drop_columns("row")
-    return table.append_column("row", pa.array(range(table.num_rows), pa.int64()))
+    return table.append_column("row", whole_numbers(range(table.num_rows)))
 
 
 def _parquet_table(files: list[tuple[Path, str]], mapping: dict[str, str]) -> pa.Table:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.data.checking import problem
+from peftcli.data.checking import problem, way_out
 from peftcli.data.origins import Origin
 from peftcli.data.sampler import generator
 
@@ -64,7 +65,7 @@ class Stream:
             if not bad:
                 yield {**row, "row": number}  # type: ignore[dict-item]
             elif self.bad_rows == "error":
-                raise UserError(bad)
+                raise UserError(replace(bad, hint=way_out(bad)))
             else:
                 self.skipped += 1
 

@@ -153,6 +153,7 @@ def _draw(paint: Callable[[Axes], None], slug: str, description: str, height: fl
     figure = Figure(figsize=(5.0, height), layout="constrained")
     axes = figure.subplots()
     paint(axes)
+    figure.draw_without_rendering()  # the first layout may change the ticks, and with them the room for their labels
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return inline(text.getvalue(), slug, description, VARIABLES)
@@ -184,7 +185,8 @@ def _loss(steps: list[Row], validations: list[Row]) -> Drawing | None:
     if not xs:
         return None
     calm = smooth(ys, max(5, len(ys) // 15))
-    caption = f"From {units.number(ys[0])} at step {xs[0]:,} to {units.number(calm[-1])} (smoothed) at step {xs[-1]:,}."
+    start, end = units.number(calm[0]), units.number(calm[-1])
+    caption = f"Smoothed, from {start} at step {xs[0]:,} to {end} at step {xs[-1]:,}."
     if vy:
         low = min(range(len(vy)), key=vy.__getitem__)
         caption += f" Lowest validation loss {units.number(vy[low])} at step {vx[low]:,}."
@@ -230,7 +232,16 @@ def _validation_metrics(steps: list[Row], validations: list[Row]) -> Iterator[Dr
 
 def _norm_caption(values: list[float]) -> str:
     middle = sorted(values)[len(values) // 2]
-    return f"Median {units.number(middle)}, largest {units.number(max(values))}; before clipping, logarithmic scale."
+    scale = ", logarithmic scale" if _wide(values) else ""
+    return (
+        f"How strongly the loss pulls at the trained parameters. Median {units.number(middle)}, largest "
+        f"{units.number(max(values))}; before clipping{scale}."
+    )
+
+
+def _wide(values: list[float]) -> bool:
+    """Whether a logarithmic axis would have several ticks between the lowest and the highest value."""
+    return 0 < 10 * min(values) <= max(values)
 
 
 def _single(
@@ -242,7 +253,7 @@ def _single(
 
     def paint(axes: Axes) -> None:
         axes.plot(*thin(xs, ys), color=FIRST, linewidth=1.2, clip_on=False)
-        if logarithmic and min(ys) > 0:
+        if logarithmic and _wide(ys):
             _logarithmic(axes, min(ys), max(ys))
         else:
             axes.set_ylim(bottom=0)

@@ -11,6 +11,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from peftcli.artifacts import atomic
+from peftcli.config.checks import CHECKS
 from peftcli.reports import figures, quality, record, units, usage
 from peftcli.reports.record import Record
 
@@ -79,6 +80,8 @@ def _content(run: Record) -> dict[str, Any]:
         "split": (report.get("quality") or {}).get("split", "test"),
         "cost": list(_cost(report)),
         "checks": checks,
+        "meanings": CHECKS,
+        "glosses": quality.GLOSSES,
         "failed": sum(not check.get("passed") for check in checks),
         "figures": figures.training(run.steps, run.validations),
         "method_figures": figures.method(report.get("figures") or []),

@@ -13,6 +13,11 @@ PROPORTIONS = frozenset({"accuracy", "exact_match", "answer_accuracy"})
 GENERATED = frozenset({"exact_match", "answer_accuracy"})
 SHARES = PROPORTIONS | {"balanced_accuracy", "f1_macro", "f1", "precision", "recall"}
 LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+GLOSSES = {
+    "balanced_accuracy": "the mean over the classes of the share answered correctly; rare classes count as much",
+    "f1_macro": "the mean over the classes of F1, which falls with rows missed and with rows wrongly given",
+}
+"""Metrics that need a line of explanation."""
 Z_95 = 1.959964
 
 

@@ -25,7 +25,7 @@ def table(report: dict[str, Any]) -> Table:
     main = measured.metrics[0] if measured.metrics else ""
     rows = measured.counts.get(main)
     split = (report.get("quality") or {}).get("split", "test")
-    view = Table(box=box.SIMPLE_HEAD, caption=Text(cost(report)), caption_justify="left", pad_edge=False)
+    view = Table(box=box.SIMPLE_HEAD, caption=Text(_below(report)), caption_justify="left", pad_edge=False)
     view.add_column(Text(f"{split} split, {rows:,} rows" if rows else f"{split} split"))
     for index, metric in enumerate(measured.metrics):
         view.add_column(Text(quality.title(metric)), justify="right")
@@ -40,6 +40,14 @@ def table(report: dict[str, Any]) -> Table:
                 texts.append(Text(low_high or ""))
         view.add_row(Text(name), *texts, style="bold" if name == "tuned" else "")
     return view
+
+
+def _below(report: dict[str, Any]) -> str:
+    """What stands below the table: cost, the meaning of the star where there is one, and the verdict."""
+    measured = quality.table(report)
+    starred = any(cell.best for _, cells in measured.rows for cell in cells)
+    lines = [cost(report), "* best of its column" if starred else "", quality.verdict(report) if measured.rows else ""]
+    return "\n".join(line for line in lines if line)
 
 
 def show(report: dict[str, Any]) -> None:
@@ -78,4 +86,4 @@ def plain(report: dict[str, Any]) -> str:
     text = io.StringIO()
     Console(file=text, width=200, color_system=None, force_terminal=False, legacy_windows=False).print(view)
     lines = [line.rstrip() for line in text.getvalue().splitlines()]
-    return "\n".join([*lines, cost(report)]).rstrip() + "\n"
+    return "\n".join([*lines, _below(report)]).rstrip() + "\n"

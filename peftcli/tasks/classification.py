@@ -93,6 +93,16 @@ class ClassificationTask(Task):
             tried.append(firsts)
         raise UserError(*_collisions(self._classes, tried[0], tokens))
 
+    def shortened(self, tokenizer: Any) -> dict[str, str]:
+        """Each label whose word is longer than the first token it is scored by, and that token's text."""
+        self.tokens(tokenizer)
+        firsts = {
+            label: tokenizer.decode([first]).strip() for label, first in zip(self._classes, self.words, strict=False)
+        }
+        return {
+            label: first for label, first in firsts.items() if first != self.config.labels.get(label, label).strip()
+        }
+
     def encode(self, row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         tokens = self.tokens(tokenizer)
         ids, cut = self._prompt(row, tokens)

@@ -11,6 +11,7 @@ from peftcli.data import inspect, sources
 from peftcli.data.rows import Rows
 from peftcli.data.stream import Stream
 from peftcli.models import loading
+from peftcli.tasks.classification import ClassificationTask
 from peftcli.tasks.contract import Task
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.registry import build
@@ -71,6 +72,12 @@ def _encode(found: Survey, task: Task, splits: dict[str, Rows], config: RunConfi
     if tokenizer is None:
         found.rows["notes"].append("the model has random weights and no tokenizer: nothing is counted in tokens")
         return
+    if isinstance(task, ClassificationTask) and (shortened := task.shortened(tokenizer)):
+        named = [f"{label!r} by {first!r}" for label, first in list(shortened.items())[:SHOWN]]
+        found.rows["notes"].append(
+            "a label is scored by the first token of its word, which is enough to tell the labels apart: "
+            + ", ".join(named + ["..."] * (len(shortened) > SHOWN))
+        )
     for name, rows in splits.items():
         encoded = task.encode_split(rows, tokenizer)
         found.tokens[name] = {**encoded.counts, "lengths": inspect.histogram(encoded.lengths)}

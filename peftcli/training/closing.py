@@ -144,6 +144,7 @@ def save(
     about = lineage.collect(
         attached.model, config, base_id=loaded.base_id, revision=loaded.revision,
         data_fingerprint=material.splits.fingerprint, base=attached.base, labels=material.task.labels,
+        label_tokens=getattr(material.task, "words", None) or None,
     )  # fmt: skip
     metrics = {"tuned": tuned.metrics}
     if attached.method.saves == "adapter":

@@ -41,14 +41,16 @@ class Held:
     activations: int
     """Kept from the forward pass for the backward pass."""
     temporaries: int
-    """What comes and goes beside them; below zero where activations are gone before all gradients are there."""
+    """What comes and goes beside them."""
+    apart: int
+    """What of gradients and activations is never held at once: some activations go before the last gradients come."""
     holes: int
     """What the allocator holds beside activations and temporaries without using it."""
 
     @property
     def peak(self) -> int:
         """All of it."""
-        return sum(asdict(self).values())
+        return sum(asdict(self).values()) - 2 * self.apart
 
     @property
     def growth(self) -> int:
@@ -179,7 +181,8 @@ def _held(config: RunConfig, shadow: Shadow, shape: Shape, accumulates: bool, de
         gradients=gradients * (1 if config.launch.processes == 1 else 2),
         optimiser=_optimiser(shadow),
         activations=kept,
-        temporaries=most - kept - gradients,
+        temporaries=max(0, most - kept - gradients),
+        apart=max(0, kept + gradients - most),
         holes=round(HOLES[device] * most),
     )
 

@@ -32,6 +32,11 @@ class Change:
 
 def changes(config: RunConfig) -> list[Change]:
     """At most three changes that this recipe has not made yet, the cheapest first."""
+    return candidates(config)[:MOST]
+
+
+def candidates(config: RunConfig) -> list[Change]:
+    """Changes that this recipe has not made yet, the cheapest first; whether one saves memory depends on the recipe."""
     training, model, task = config.training, config.model, config.task
     rows = training.micro_batch_size or -(-training.batch_size // config.launch.processes)
     found = []
@@ -55,7 +60,18 @@ def changes(config: RunConfig) -> list[Change]:
     if task.max_length > 64:
         cut = replace(task, max_length=task.max_length // 2)
         found.append(_change(config, "longer rows are cut", ("task.max_length", task.max_length // 2), task=cut))
-    return found[:MOST]
+    return found
+
+
+def smaller_adapter(config: RunConfig, share: float) -> list[Change]:
+    """A smaller `method.r`, a power of two of at most `share` of what it is; nothing for a method without or at one."""
+    r = getattr(config.method, "r", None)
+    if not isinstance(r, int) or r < 2:
+        return []
+    fewer = max(1, min(r // 2, int(r * share)))
+    fewer = 1 << (fewer.bit_length() - 1)
+    smaller = replace(config.method, r=fewer)
+    return [_change(config, "the adapter can learn less", ("method.r", fewer), method=smaller)]
 
 
 def _change(config: RunConfig, cost: str, *values: tuple[str, Any], **groups: Any) -> Change:

@@ -5,17 +5,21 @@ from __future__ import annotations
 import ast
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 import yaml
 from peft import PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors.torch import load_file, save_file
-from tiny_llama import adapted, lineage_of, tiny
-from transformers import AutoModelForCausalLM
+from tiny_llama import adapted, lineage_of, run_config, tiny
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
-from peftcli.artifacts import adapter, card
+from peftcli.artifacts import adapter, card, lineage
+from peftcli.artifacts.merge import merged_in_float32
 from peftcli.config.errors import CheckFailed, UserError
+from peftcli.config.schema import ClassificationConfig, GenerationConfig, ModelConfig
 
 IDS = torch.arange(12).reshape(2, 6)
 
@@ -53,7 +57,8 @@ def test_the_card_says_how_to_load_it_and_what_it_reached(saved):
     text = (saved / "README.md").read_text()
     assert 'AutoModelForCausalLM.from_pretrained("tiny", revision="abc")' in text
     assert "| tuned | 0.75 |" in text
-    assert "licence is not known" in text
+    assert "The licence of the base model is not known" in text
+    assert '- prompt: `"{text}"`' in text
     compile(text.split("```python\n")[1].split("```")[0], "card", "exec")
 
 
@@ -155,8 +160,8 @@ def test_prompt_learning_is_held_to_the_whole_base(tmp_path, kind):
 
 def test_a_whole_model_round_trips_and_its_faults_are_named(tmp_path):
     model, folder = tiny(), tmp_path / "model"
-    lineage = lineage_of(adapted(tiny()))
-    adapter.save_model(model, None, folder, lineage, {"tuned": {"loss": 1.5}})
+    about = lineage_of(adapted(tiny()))
+    adapter.save_model(model, None, folder, about, {"tuned": {"loss": 1.5}})
     assert torch.equal(logits(adapter.load_model(AutoModelForCausalLM, folder)), logits(model))
     assert model.config._name_or_path == "/home/somebody/models/tiny"
     assert all(b"somebody" not in path.read_bytes() for path in folder.iterdir())
@@ -176,12 +181,80 @@ def test_a_whole_model_round_trips_and_its_faults_are_named(tmp_path):
 @pytest.mark.parametrize("base", ["null", "1e3", 'a"b: {c}', "org/name"])
 def test_the_card_keeps_any_name_of_a_base_as_text(base):
     model = adapted(tiny())
-    lineage = lineage_of(model)
-    lineage = lineage | {"base": lineage["base"] | {"id": base, "revision": "0123"}, "method": "no"}
-    text = card.adapter(lineage, "LORA", "LlamaForCausalLM", {})
+    about = lineage_of(model)
+    about = about | {"base": about["base"] | {"id": base, "revision": "0123"}, "method": "no"}
+    text = card.adapter(about, "LORA", "LlamaForCausalLM", {})
     _, matter, rest = text.split("---\n")
     assert yaml.safe_load(matter)["base_model"] == base
     assert yaml.safe_load(matter)["tags"] == ["peftcli", "no"]
     code = ast.parse(rest.split("```")[1].removeprefix("python\n"))
-    (call,) = [n for n in ast.walk(code) if isinstance(n, ast.Call) and len(n.args) == 1 and n.keywords]
-    assert [call.args[0].value, call.keywords[0].value.value] == [base, "0123"]
+    calls = [n for n in ast.walk(code) if isinstance(n, ast.Call) and len(n.args) == 1 and n.keywords]
+    named = [n for n in calls if n.keywords[0].arg == "revision"]
+    assert [[call.args[0].value, call.keywords[0].value.value] for call in named] == [[base, "0123"]] * 2
+
+
+@pytest.fixture
+def sample(checkpoint, tmp_path, monkeypatch) -> Path:
+    """The tiny checkpoint as a fetched sample of that name."""
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
+    folder = shutil.copytree(checkpoint, tmp_path / "cache/samples/tiny-sample")
+    (folder / "sample.json").write_text('{"licence": "Apache-2.0"}')
+    (folder / "complete").touch()
+    return folder
+
+
+def ran(folder: Path, monkeypatch, capsys) -> str:
+    """What a card's Python prints, run as it stands."""
+    monkeypatch.chdir(folder)
+    capsys.readouterr()
+    exec(compile((folder / "README.md").read_text().split("```python\n")[1].split("```")[0], "card", "exec"), {})
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+TASKS = [
+    ClassificationConfig(prompt="{text} Sentiment:", labels={"0": "bad"}),
+    ClassificationConfig(prompt="{text} Sentiment:", head="linear"),
+    GenerationConfig(prompt="{text} Sentiment: ", completion="{label}", max_new_tokens=3),
+]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=["words", "linear", "generation"])
+def test_the_cards_of_adapter_and_model_run_as_printed_and_ask_as_in_training(
+    sample, tmp_path, monkeypatch, capsys, task
+):
+    auto = AutoModelForSequenceClassification if getattr(task, "head", "") == "linear" else AutoModelForCausalLM
+    torch.manual_seed(0)
+    words, base = AutoTokenizer.from_pretrained(sample), auto.from_pretrained(sample)
+    kind = "SEQ_CLS" if auto is AutoModelForSequenceClassification else "CAUSAL_LM"
+    model = adapted(base, task_type=kind)
+    config = replace(run_config(), model=ModelConfig("tiny-sample", source="sample"), task=task)
+    more = {"labels": ["0", "1"], "label_tokens": [7, 9]} if task.type == "classification" else {}
+    about = lineage.collect(model, config, base_id="tiny-sample", revision=None, data_fingerprint="f00d", **more)
+    adapter.save(model, tmp_path / "a", about, {})
+    ids = words("YOUR text Sentiment:", return_tensors="pt").input_ids
+    with torch.no_grad():
+        if task.type == "generation":
+            out = model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
+            expected = words.decode(out[0, ids.shape[1] :], skip_special_tokens=True).strip()
+        else:
+            scores = model(input_ids=ids).logits[0]
+            expected = str(
+                (scores if auto is AutoModelForSequenceClassification else scores[-1, [7, 9]]).argmax().item()
+            )
+    assert ran(tmp_path / "a", monkeypatch, capsys) == expected
+    adapter.save_model(merged_in_float32(model), words, tmp_path / "m", about, {})
+    assert ran(tmp_path / "m", monkeypatch, capsys) == expected
+    for folder in (tmp_path / "a", tmp_path / "m"):
+        text = (folder / "README.md").read_text()
+        assert "Licence of the base model: Apache-2.0. The licence of the training data is not known." in text
+        assert json.loads((folder / adapter.LINEAGE).read_text())["task"]["prompt"] == task.prompt
+    assert ("0 (bad), 1" in text) == bool(getattr(task, "labels", {}))
+    assert "peft samples fetch tiny-sample" in (tmp_path / "a/README.md").read_text()
+
+
+def test_the_card_does_not_give_out_a_folder_as_a_hub_name():
+    about = lineage_of(adapted(tiny()))
+    about["base"] |= {"source": "folder", "id": "mine"}
+    text = card.adapter(about, "LORA", "LlamaForCausalLM", {})
+    assert 'from_pretrained("THE FOLDER OF THE BASE")' in text
+    assert 'from_pretrained("mine"' not in text

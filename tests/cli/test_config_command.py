@@ -60,7 +60,8 @@ def test_origin_shows_every_leaf_once():
     assert "override optim.lr=3" in rows["optim.lr"]
     assert rows["optim.lr"].endswith("3.0")
     assert "schema default" in rows["training.precision"]
-    assert "quickstart.yaml:" in rows["task.max_length"]
+    assert " recipes/quickstart.yaml:" in rows["task.max_length"]
+    assert " configs/model/smollm2-135m.yaml:" in rows["model.name"]
     assert "…" not in printed
     assert len(rows) == len(printed.splitlines())
 
@@ -130,7 +131,12 @@ def test_ls(kind, names):
 
 
 def test_ls_of_something_else():
-    assert run("ls", "nonsense").exit_code == 2
+    result = run("ls", "methds")
+    assert result.exit_code == 2
+    assert result.output.startswith(
+        "mistake: unknown kind of thing to list 'methds'\n  did you mean: methods\n  allowed: "
+    )
+    assert run("ls", "methods", "runs").exit_code == 2
 
 
 def test_cp_copies_a_recipe_that_composes_and_does_not_overwrite(tmp_path):

@@ -120,3 +120,11 @@ def test_a_stream_is_looked_at_from_its_beginning():
     result = run("data.streaming=true", "training.max_steps=3", "data.validation_share=0", "--json")
     assert result.exit_code == 0, result.output
     assert json.loads(result.stdout)["splits"]["train"]["rows"] == 40
+
+
+def test_labels_that_are_scored_by_a_part_of_their_word_are_named():
+    assert "scored by the first token" not in run().output
+    found = run("task.labels.good='good w1'").output
+    assert "a label is scored by the first token of its word" in found
+    assert "'good' by 'good'" in " ".join(found.split())
+    assert "'bad' by" not in found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 
 import pytest
@@ -56,7 +57,40 @@ def test_what_does_not_fit_comes_with_changes(monkeypatch) -> None:
     monkeypatch.setattr(estimate, "_free", lambda device: 10**8)
     said = run("estimate", "quickstart", "model.shape.num_hidden_layers=2").stdout
     assert "does not fit" in said
-    assert "training.micro_batch_size=4" in said
+    needed = float(re.search(r"needs ([\d.]+) MB", said).group(1))
+    found = json.loads(run("estimate", "quickstart", "model.shape.num_hidden_layers=2", "--json").stdout)
+    assert found["changes"]
+    assert all(entry["peak"] < found["peak"] for entry in found["changes"]), needed
+
+
+def test_a_change_that_saves_nothing_is_not_named_and_a_large_adapter_becomes_smaller(monkeypatch) -> None:
+    from peftcli.training import estimate, out_of_memory
+
+    monkeypatch.setattr(estimate, "_free", lambda device: 10**9)
+    real = out_of_memory.candidates
+    nothing = lambda config: [out_of_memory.Change(("seed=1",), "nothing", config), *real(config)]  # noqa: E731
+    monkeypatch.setattr(out_of_memory, "candidates", nothing)
+    args = ("model.shape.num_hidden_layers=2", "method.r=16384", "task.max_length=64")
+    found = json.loads(run("estimate", "quickstart", *args, "--json").stdout)
+    changes = [entry["change"] for entry in found["changes"]]
+    assert changes[0].startswith("method.r=")
+    assert found["changes"][0]["peak"] < 0.8 * found["peak"]
+    assert not any("seed=1" in change for change in changes)
+
+
+def test_no_part_of_the_memory_is_below_zero_and_they_add_up() -> None:
+    for recipe in (("quickstart",), ("quickstart", "method=full")):
+        held = json.loads(run("estimate", *recipe, "--json").stdout)["memory"]["heaviest"]
+        parts = ("weights", "adapter", "gradients", "optimiser", "activations", "temporaries", "holes")
+        assert all(held[part] >= 0 for part in (*parts, "apart"))
+        assert sum(held[part] for part in parts) - held["apart"] == held["peak"]
+
+
+def test_gradient_checkpointing_is_named_where_it_helps(monkeypatch) -> None:
+    from peftcli.training import estimate
+
+    monkeypatch.setattr(estimate, "_free", lambda device: 10**8)
+    said = run("estimate", "quickstart", "model.shape.num_hidden_layers=2").stdout
     assert "training.gradient_checkpointing=true" in said
 
 

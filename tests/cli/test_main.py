@@ -96,6 +96,12 @@ def test_every_command_has_help(name):
     result = run(app, [name, "--help"], env={"COLUMNS": "200"})
     assert result.exit_code == 0, result.output
     assert f"peft {name}" in result.output
+    assert "<bool>" not in result.output, "a flag takes no value"
+
+
+@pytest.mark.parametrize("arguments", [[], ["samples", "list"]])
+def test_flags_have_no_type(arguments):
+    assert "<bool>" not in run(app, [*arguments, "--help"], env={"COLUMNS": "200"}).output
 
 
 def test_version():

@@ -191,6 +191,19 @@ def test_another_method_leaves_the_recipes_own_values_out_and_says_so():
     assert kept.config.method.targets == ["attention.q", "attention.v"]
 
 
+def test_other_data_and_another_model_leave_the_recipes_own_out(write):
+    own = "data: {source: files, files: {train: a.jsonl}}\nmodel: {source: folder, name: here}\n"
+    listed = MINIMAL.replace("  - data: reuters-r8\n", "").replace("  - model: smollm2-135m\n", "")
+    write("own.yaml", listed + own)
+    assert compose("own.yaml").config.data.files == {"train": "a.jsonl"}
+    composed = compose("own.yaml", ["data=wordnet-gloss", "model=smollm2-135m"])
+    assert (composed.config.data.source, composed.config.data.files) == ("sample", {})
+    assert composed.config.model.name == "smollm2-135m"
+    said = "\n".join(composed.notes)
+    assert "data=wordnet-gloss: the recipe's own data.source, data.files (own.yaml:" in said
+    assert "model=smollm2-135m: the recipe's own model.source, model.name (own.yaml:" in said
+
+
 @pytest.mark.filterwarnings("error")
 @pytest.mark.parametrize(("entry", "rank"), [("", 31), ("  - _self_\n", 31)])
 def test_a_recipes_own_values_come_last_unless_it_says_otherwise(write, entry, rank):

@@ -246,7 +246,7 @@ def test_bad_references(mistakes, line, what):
         ("seed=1,2", "several values at once"),
         ("seed=range(1,3)", "several values at once"),
         ("seed=choice(1,2)", "several values at once"),
-        ("justaword", "cannot be read"),
+        ("justaword", "'justaword' is not key=value"),
         ("=3", "cannot be read"),
         ("name=a b=[", "cannot be read"),
         ("model=3", "unknown model '3'"),
@@ -294,3 +294,48 @@ def test_whole_numbers_as_keys_are_labels(mistakes, tmp_path):
 def test_python_objects_are_refused(mistakes):
     mistake = only(mistakes(GROUPS + "name: !!python/object/apply:os.system ['true']\n"))
     assert mistake.where == "own.yaml:7"
+
+
+def test_a_value_that_lost_its_equals_sign_is_put_back(mistakes):
+    first, second = mistakes(GROUPS, "training.max_steps", "5", "foo", "seed=3")
+    assert first.what == "'training.max_steps' is not key=value"
+    assert first.nearest == "training.max_steps=5"
+    assert (second.what, second.nearest) == ("'foo' is not key=value", "")
+    assert only(mistakes(GROUPS, "training.max_steps 5")).nearest == "training.max_steps=5"
+    one, other = mistakes(GROUPS, "training.max_steps", "sed=3")
+    assert (one.nearest, other.nearest) == ("", "seed")
+
+
+@pytest.mark.parametrize(
+    ("override", "example"),
+    [("data.rows=10", "rows: {train: 10}"), ("data.columns=text", "columns: {text: body}")],
+)
+def test_a_value_in_place_of_keys_gets_an_example(mistakes, override, example):
+    assert example in only(mistakes(GROUPS, override)).hint
+
+
+@pytest.mark.parametrize(
+    ("overrides", "what", "near", "allowed"),
+    [
+        (["model.name=smolm2-135m"], "unknown model sample", "smollm2-135m", "vit-s14"),
+        (["data.name=reuters-r9"], "unknown data sample", "reuters-r8", "wordnet"),
+        (["model.name=reuters-r8"], "'reuters-r8' is data", "", "smollm2-135m"),
+        (["data.name=smollm2-135m"], "'smollm2-135m' is weights", "", "reuters-r8"),
+    ],
+)
+def test_a_sample_is_there_and_of_the_right_kind(mistakes, tmp_path, monkeypatch, overrides, what, near, allowed):
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
+    mistake = only(mistakes(GROUPS, *overrides))
+    assert what in mistake.what
+    assert mistake.where == f"override {overrides[0]}"
+    assert mistake.nearest == near
+    assert allowed in mistake.allowed
+    assert not {"smollm2-135m", "reuters-r8"} <= set(mistake.allowed)
+
+
+def test_a_sample_of_the_users_own_making_is_no_mistake(mistakes, tmp_path, monkeypatch):
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "cache" / "samples" / "words").mkdir(parents=True)
+    assert "unknown" in only(mistakes(GROUPS, "data.name=words")).what
+    (tmp_path / "cache" / "samples" / "words" / "complete").touch()
+    assert compose("own.yaml", ["data.name=words"]).config.data.name == "words"

@@ -174,7 +174,10 @@ class TestPeft:
 
     def test_a_type_is_required(self):
         (mistake,) = found("method=peft")
-        assert "method.type is missing" in mistake.what
+        assert mistake.what == "method.type is missing"
+        assert mistake.where == "override method=peft"
+        assert {"LORA", "LOKR"} <= set(mistake.allowed)
+        assert "method.type=" in mistake.hint
 
     def test_an_unknown_type(self):
         (mistake,) = found("method=peft", "method.type=LOKKR")

@@ -118,6 +118,12 @@ def test_malformed_lines_are_named_by_file_and_line():
     assert any("left out 2 of 4 rows: a.jsonl:3" in note for note in splits.notes)
 
 
+def test_broken_json_is_said_to_be_at_one_place():
+    Path("a.jsonl").write_text('{"text": "a", "label": "b\n{"text": "a", "label": "b"}\n')
+    text = mistake(files={"train": "a.jsonl"})
+    assert ": Invalid control character at column 26" in text
+
+
 def test_ragged_csv_rows_are_named_by_line_also_after_a_line_break_in_quotes():
     Path("a.csv").write_text('text,label\n"a\nb",x\nc,d,e\nf\ng,h\n')
     text = mistake(files={"train": "a.csv"})
@@ -137,7 +143,8 @@ def test_text_that_is_not_utf8(name):
     Path(name).write_bytes("\n".join(lines[name]).encode("latin1"))
     text = mistake(files={"train": name})
     assert f"{name}:{len(lines[name])}: not UTF-8: byte 0xe9" in text
-    assert "iconv" in text
+    assert "iconv -f latin1" in text
+    assert text.count("leave such rows out") == text.count("data.bad_rows=skip") == 1
     assert len(load(files={"train": name}, bad_rows="skip").train) == 1
 
 
@@ -369,7 +376,25 @@ def test_values_that_no_column_can_hold_and_nesting_without_end():
 
 def test_a_file_in_utf_16_is_said_to_be_none_of_ours():
     Path("a.csv").write_bytes("text,label\na,b\n".encode("utf-16"))
-    assert "a.csv:1: not UTF-8: byte 0xff" in mistake(files={"train": "a.csv"})
+    for name, codec in {"a.csv": "utf-16", "b.csv": "utf-16-be", "a.jsonl": "utf-16"}.items():
+        mark = "\ufeff" if codec == "utf-16-be" else ""
+        Path(name).write_bytes((mark + "text,label\na,b\n").encode(codec))
+        text = mistake(files={"train": name})
+        assert "the file is UTF-16, not UTF-8" in text
+        assert "iconv -f utf-16 -t utf-8" in text
+        assert "latin1" not in text
+
+
+def test_a_file_is_suggested_only_where_it_is_close_and_free():
+    jsonl(GOOD, "test.jsonl")
+    jsonl(GOOD, "train.csv")
+    Path("notes.txt").touch()
+    text = mistake(files={"train": "nope.jsonl", "test": "test.jsonl"})
+    assert "did you mean" not in text
+    assert "data files in .: test.jsonl, train.csv" in text
+    assert "notes" not in text
+    assert "did you mean" not in mistake(files={"train": "tests.jsonl", "test": "test.jsonl"})
+    assert "did you mean: train.csv" in mistake(files={"train": "train.jsonl", "test": "test.jsonl"})
 
 
 def test_row_is_a_reserved_name_that_can_be_mapped_away():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 
 import pytest
 
@@ -45,6 +46,31 @@ def test_stage_changes_are_marked():
 def test_throughput_is_tokens_over_seconds():
     rows = [{"step": i, "tokens": 300, "seconds": 0.5} for i in range(1, 6)]
     assert figures.training(rows, [])[0].caption == "Median 600 tokens a second; slowest 600."
+
+
+def left_ends(svg: str) -> list[float]:
+    """Where the labels of the vertical axis begin, at 6.5 units a figure."""
+    found = re.findall(r'anchor: end;[^>]*? x="([\d.]+)"[^>]*>([^<]+)<', svg)
+    return [float(x) - 6.5 * len(text.replace(".", "")) - 3 for x, text in found]
+
+
+def test_the_labels_of_the_vertical_axis_stay_inside():
+    for megabytes in range(300, 1600, 50):
+        rows = [{"step": i, "memory_bytes": megabytes * 10**6} for i in range(1, 4)]
+        [memory] = figures.training(rows, [])
+        assert min(left_ends(memory.svg)) >= 0, megabytes
+
+
+def test_an_axis_has_several_ticks_and_is_logarithmic_only_over_a_wide_range():
+    for low, high, wide in ((2.1, 4.5, False), (1.1, 1.9, False), (0.5, 6.0, True)):
+        drawn = figures.training([{"step": 1, "grad_norm": low}, {"step": 2, "grad_norm": high}], [])
+        assert ("logarithmic" in drawn[0].caption) == wide
+        assert len(left_ends(drawn[0].svg)) >= 3
+
+
+def test_the_caption_of_the_loss_compares_like_with_like():
+    rows = [{"step": i + 1, "loss": loss} for i, loss in enumerate([0.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.0])]
+    assert figures.training(rows, [])[0].caption == "Smoothed, from 1.111 at step 1 to 1.111 at step 7."
 
 
 def test_method_figures_from_numbers_and_names():

@@ -8,7 +8,7 @@ import random
 import example_run
 from rich.console import Console
 
-from peftcli.reports import terminal
+from peftcli.reports import quality, terminal
 
 
 def shown(report: dict, width: int = 80) -> str:
@@ -29,7 +29,8 @@ def test_plain_is_aligned_text_without_control_characters():
     text = terminal.plain(example_run.report(random.Random(0)))
     assert "\x1b" not in text
     assert text.splitlines()[0].startswith("test split, 400 rows")
-    assert len(text.splitlines()) == 6
+    assert len(text.splitlines()) == 8
+    assert text.splitlines()[-2:] == ["* best of its column", quality.verdict(example_run.report(random.Random(0)))]
 
 
 def test_names_are_not_markup_and_missing_parts_are_left_out():

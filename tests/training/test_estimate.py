@@ -146,7 +146,9 @@ def test_activations_are_those_of_a_real_step(name, settings, task, precision: s
         kept = book.live
         loss.backward()
     assert predicted.activations == pytest.approx(kept, rel=0.03)
-    assert predicted.activations + predicted.temporaries + predicted.gradients == pytest.approx(book.peak, rel=0.03)
+    assert predicted.temporaries >= 0 <= predicted.apart
+    held = predicted.activations + predicted.temporaries + predicted.gradients - predicted.apart
+    assert held == pytest.approx(book.peak, rel=0.03)
 
 
 def test_activations_are_what_autograd_saves() -> None:

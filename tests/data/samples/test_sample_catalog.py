@@ -6,6 +6,7 @@ import re
 import pytest
 
 from peftcli.config.errors import UserError
+from peftcli.config.sample_kinds import KINDS
 from peftcli.data.samples import catalog, download
 
 
@@ -40,3 +41,7 @@ def test_every_unknown_name_is_told_with_the_nearest():
         catalog.find("smolm2-135m", "reuters-r8", "emoji-gogle")
     assert [m.nearest for m in caught.value.mistakes] == ["smollm2-135m", "emoji-google"]
     assert "wordnet" in caught.value.mistakes[0].allowed
+
+
+def test_recipes_are_checked_against_these_names():
+    assert {sample.name: sample.kind for sample in catalog.SAMPLES} == KINDS
