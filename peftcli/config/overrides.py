@@ -71,9 +71,11 @@ def _with_next(lines: list[str]) -> Iterator[tuple[str, str]]:
         elif rest:
             yield line, rest.strip()
         else:
-            following = next(words, "=")
+            following = next(words, "")
+            if following == "=":
+                following = next(words, "")
             yield line, "" if "=" in following else following
-            if "=" in following and following != "=":
+            if "=" in following:
                 yield following, ""
 
 

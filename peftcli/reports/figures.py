@@ -149,11 +149,14 @@ def _style() -> Iterator[None]:
 
 def _draw(paint: Callable[[Axes], None], slug: str, description: str, height: float = 2.7) -> str:
     from matplotlib.figure import Figure
+    from matplotlib.ticker import AutoLocator, MaxNLocator
 
     figure = Figure(figsize=(5.0, height), layout="constrained")
     axes = figure.subplots()
     paint(axes)
-    figure.draw_without_rendering()  # the first layout may change the ticks, and with them the room for their labels
+    if isinstance(axes.yaxis.get_major_locator(), AutoLocator):
+        # As many ticks as fit would depend on the height, and the room for their labels on the ticks: labels get cut.
+        axes.yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 2.5, 5, 10]))
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     return inline(text.getvalue(), slug, description, VARIABLES)

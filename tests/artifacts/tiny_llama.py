@@ -37,8 +37,8 @@ def tiny(seed: int = 0, dtype: torch.dtype = torch.float32) -> LlamaForCausalLM:
 
 
 def adapted(base: LlamaForCausalLM, scale: float = 0.1, **settings) -> PeftModel:
-    settings = {"target_modules": ["q_proj", "v_proj"]} | settings
-    model = get_peft_model(base, LoraConfig(task_type="CAUSAL_LM", **settings)).eval()
+    settings = {"task_type": "CAUSAL_LM", "target_modules": ["q_proj", "v_proj"]} | settings
+    model = get_peft_model(base, LoraConfig(**settings)).eval()
     generator = torch.Generator().manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import socket
 
 import pytest
@@ -57,10 +56,9 @@ def test_what_does_not_fit_comes_with_changes(monkeypatch) -> None:
     monkeypatch.setattr(estimate, "_free", lambda device: 10**8)
     said = run("estimate", "quickstart", "model.shape.num_hidden_layers=2").stdout
     assert "does not fit" in said
-    needed = float(re.search(r"needs ([\d.]+) MB", said).group(1))
     found = json.loads(run("estimate", "quickstart", "model.shape.num_hidden_layers=2", "--json").stdout)
     assert found["changes"]
-    assert all(entry["peak"] < found["peak"] for entry in found["changes"]), needed
+    assert all(entry["peak"] < found["peak"] for entry in found["changes"])
 
 
 def test_a_change_that_saves_nothing_is_not_named_and_a_large_adapter_becomes_smaller(monkeypatch) -> None:

@@ -56,6 +56,9 @@ def test_the_merged_folder_answers_like_the_adapter_without_peft(peft, trained, 
         assert drift["agreement"] == 1
         assert drift["effect"] > 100 * drift["mean"]
     assert (found["rows"], found["source"]) == (16, "rows of the test split")
+    for card in (run.adapter / "README.md", to / "README.md"):
+        told = card.read_text()
+        assert ("first = {" if auto is AutoModelForCausalLM else "print(labels[") in told
     merged = outputs(auto, to, None)
     assert torch.allclose(merged, outputs(auto, checkpoint, run.adapter, labels=2), atol=1e-4)
     if auto is AutoModelForSequenceClassification:

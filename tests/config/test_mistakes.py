@@ -302,6 +302,7 @@ def test_a_value_that_lost_its_equals_sign_is_put_back(mistakes):
     assert first.nearest == "training.max_steps=5"
     assert (second.what, second.nearest) == ("'foo' is not key=value", "")
     assert only(mistakes(GROUPS, "training.max_steps 5")).nearest == "training.max_steps=5"
+    assert only(mistakes(GROUPS, "seed", "=", "5")).nearest == "seed=5"
     one, other = mistakes(GROUPS, "training.max_steps", "sed=3")
     assert (one.nearest, other.nearest) == ("", "seed")
 

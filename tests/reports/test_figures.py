@@ -70,7 +70,7 @@ def test_an_axis_has_several_ticks_and_is_logarithmic_only_over_a_wide_range():
 
 def test_the_caption_of_the_loss_compares_like_with_like():
     rows = [{"step": i + 1, "loss": loss} for i, loss in enumerate([0.0, 2.0, 2.0, 2.0, 2.0, 2.0, 0.0])]
-    assert figures.training(rows, [])[0].caption == "Smoothed, from 1.111 at step 1 to 1.111 at step 7."
+    assert figures.training(rows, [])[0].caption == "Smoothed, from 1.478 at step 1 to 1.478 at step 7."
 
 
 def test_method_figures_from_numbers_and_names():

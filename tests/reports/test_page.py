@@ -11,6 +11,7 @@ from pathlib import Path
 import example_run
 import pytest
 
+from peftcli.config.checks import CHECKS
 from peftcli.reports import page
 
 HOSTILE = (
@@ -83,6 +84,9 @@ def test_shows_every_part_of_a_finished_run(finished):
         "2.70 %",
     ):
         assert text in reader.text
+    assert "Adapted modules" in reader.text
+    assert "F1 (macro): the mean over the classes" in reader.text
+    assert f'<code title="What it looks for: {CHECKS["merge-drift"]}">merge-drift</code>' in html
     assert "r: 8" in reader.text
     assert "2.13.0+cpu" in reader.text
     assert "peft train smollm2/reuters-r8_lora optim.lr=0.002 seed=3" in reader.text
