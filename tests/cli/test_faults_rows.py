@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from peftcli.training import closing
 from tests.commands import assert_said
 
 GENERATION = ["task={type: generation, prompt: '{text} Sentiment:', completion: '{label}', generated_rows: 0}"]
@@ -53,14 +54,31 @@ def test_a_data_file_that_cannot_be_used(peft, recipe, tmp_path, name):
     assert_said(result, 2, "mistake: ", str(tmp_path / name), told)
 
 
-def test_a_mended_data_file_lets_the_run_go_on(peft, recipe, rows, tmp_path, made):
+def test_a_mistake_in_the_data_leaves_no_run_and_latest_where_it_was(peft, recipe, rows, tmp_path, made):
+    assert_said(peft("train", recipe), 0)
     broken = tmp_path / "train.jsonl"
     broken.write_text(Path(rows["train"]).read_text() + '{"text": "torn')
     result = peft("train", recipe, f"data.files.train={broken}")
-    assert_said(result, 2, f"{broken}:41: not valid JSON", f"peft train --resume {made().path}")
-    broken.write_text(Path(rows["train"]).read_text())
+    assert_said(result, 2, f"{broken}:41: not valid JSON")
+    assert (tmp_path / "runs" / "latest").resolve() == made().path.resolve()
+
+
+def test_a_data_file_broken_between_two_parts_of_a_run_can_be_mended(peft, recipe, rows, tmp_path, made, monkeypatch):
+    train = tmp_path / "train.jsonl"
+    train.write_text(Path(rows["train"]).read_text())
+    with monkeypatch.context() as patch:
+        patch.setattr(closing, "evaluate", interrupt)
+        assert peft("train", recipe, f"data.files.train={train}").exit_code == 130
+    train.write_text(Path(rows["train"]).read_text() + '{"text": "torn')
+    result = peft("train", "--resume", made().path)
+    assert_said(result, 2, f"{train}:41: not valid JSON", f"peft train --resume {made().path}")
+    train.write_text(Path(rows["train"]).read_text())
     assert_said(peft("train", "--resume", made().path), 0)
     assert made().status == "done"
+
+
+def interrupt(*_) -> None:
+    raise KeyboardInterrupt
 
 
 def test_an_empty_file_among_good_ones_is_named(peft, recipe, tmp_path, rows):

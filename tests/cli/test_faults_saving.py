@@ -66,7 +66,7 @@ def full_at(monkeypatch, mounted):
     ("owner", "name", "at", "left"),
     [
         pytest.param(checkpoints, "save", 1, 0, id="the first checkpoint"),
-        pytest.param(checkpoints, "save", 2, 2, id="the second checkpoint"),
+        pytest.param(checkpoints, "save", 2, 1, id="the second checkpoint"),
         pytest.param(RunFolder, "log", 4, 2, id="a line of the log"),
         pytest.param(closing, "save", 1, 4, id="the adapter"),
         pytest.param(RunFolder, "write_report", 1, 4, id="the report"),

@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import psutil
 import pytest
@@ -78,13 +77,13 @@ def test_ctrl_c_at_the_real_program_and_the_way_on(recipe, tmp_path, tmp_path_fa
 def test_a_second_ctrl_c_ends_at_once(start, recipe, tmp_path):
     """The first one waits for a step of seconds."""
     train = tmp_path / "train.jsonl"
-    texts = [f"{' '.join(['the film was'] * 50)} {i}" for i in range(600)]
+    texts = [f"{' '.join(['the film was'] * 80)} {i}" for i in range(900)]
     train.write_text("".join(f'{{"text": "{text}", "label": "{("good", "bad")[len(text) % 2]}"}}\n' for text in texts))
-    given = [f"data.files.train={train}", "training.batch_size=600", "training.eval_every=end"]
+    given = [f"data.files.train={train}", "training.batch_size=900", "training.eval_every=end"]
     command = start("train", recipe, *given)
     wait_until(lambda: "parameters are trained" in command.output)
     command.send(signal.SIGINT)
-    time.sleep(0.1)
+    wait_until(lambda: "Ctrl-C again ends at once" in command.output)  # two signals during one kernel would be one
     command.send(signal.SIGINT)
     assert_said(command, 130, "Ctrl-C again ends at once", "stopped by Ctrl-C", "peft train --resume")
 
