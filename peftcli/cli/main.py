@@ -5,6 +5,7 @@ A command's file is imported when the command is called, not before, so that hel
 
 from __future__ import annotations
 
+import gc
 import sys
 from importlib import import_module
 from typing import Annotated, Any
@@ -133,6 +134,8 @@ def options(
 
 def main() -> None:
     """The entry point of the command `peft`."""
+    # Importing PyTorch and Transformers makes many objects and no garbage: looking for it took a fifth of the time.
+    gc.set_threshold(200_000, 50, 100)
     try:
         app()
     except (UserError, CheckFailed, KeyboardInterrupt) as error:  # only with --traceback

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,8 +40,12 @@ def use_cores(config: LaunchConfig) -> None:
     torch.set_num_threads(config.threads or max(1, environment.cores() // config.processes))
 
 
-def build_accelerator(config: RunConfig) -> Accelerator:
+def build_accelerator(config: RunConfig, folder: Path | None = None) -> Accelerator:
     """The process group and the arithmetic.
+
+    Args:
+        config: The run's.
+        folder: Where trackers that write files put them.
 
     Raises:
         UserError: The recipe asks for hardware that is not here.
@@ -49,13 +55,16 @@ def build_accelerator(config: RunConfig) -> Accelerator:
         raise UserError("launch.device=cuda, but PyTorch sees no GPU here; launch.device=cpu runs everywhere")
     on_cpu = launch.device == "cpu" or (launch.device == "auto" and not _accelerator_kind())
     chosen = precision.choose(config.training.precision, "cpu" if on_cpu else _accelerator_kind())
-    accelerator = Accelerator(
-        cpu=on_cpu,
-        # Only for fp16's loss scale. Its wrapper would keep a second, fp32 copy of the logits; see `arithmetic`.
-        mixed_precision="fp16" if chosen == "fp16" else "no",
-        log_with=None if config.tracker.name == "none" else config.tracker.name,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes))],
-    )
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*log_with=")  # `trackers.start` says it in the user's words
+        accelerator = Accelerator(
+            cpu=on_cpu,
+            project_dir=folder,
+            # Only for fp16's loss scale. Its wrapper would keep a second, fp32 copy of the logits; see `arithmetic`.
+            mixed_precision="fp16" if chosen == "fp16" else "no",
+            log_with=None if config.tracker.name == "none" else config.tracker.name,
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes))],
+        )
     if accelerator.num_processes != launch.processes:
         raise UserError(f"{launch.processes} processes were asked for, Accelerate runs {accelerator.num_processes}")
     if config.deterministic and accelerator.device.type == "cuda":

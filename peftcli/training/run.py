@@ -48,7 +48,7 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     run = RunFolder.open(folder)
     config = frozen.load(run.config)
     prepare.use_cores(config.launch)
-    accelerator = prepare.build_accelerator(config)
+    accelerator = prepare.build_accelerator(config, run.path)
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display)
     try:
@@ -58,6 +58,8 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
         session.failed(failure)
         raise
     finally:
+        for tracker in accelerator.trackers:
+            tracker.finish()
         display.close()
 
 

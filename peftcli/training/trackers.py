@@ -27,7 +27,6 @@ def start(accelerator: Accelerator, config: RunConfig, run: RunFolder) -> Track:
     if not accelerator.trackers and name not in [str(t) for t in accelerator.log_with]:
         raise UserError(Mistake(f"tracker {name!r} is not installed", hint=f"pip install 'peftcli[{_extra(name)}]'"))
     settings = {"wandb": {"name": run.name}, "mlflow": {"run_name": run.name}}
-    accelerator.project_configuration.set_directories(str(run.path))
     accelerator.init_trackers(
         config.tracker.project, config=_flat(asdict(config)), init_kwargs={name: settings.get(name, {})}
     )
