@@ -11,7 +11,7 @@ import pyarrow as pa
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import DataConfig
 from peftcli.data import formats
-from peftcli.data.origins import Origin, numbered
+from peftcli.data.origin import Origin, numbered
 from peftcli.data.rows import Rows
 from peftcli.models.checkpoint import hub_answers
 

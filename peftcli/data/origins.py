@@ -5,35 +5,18 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
 
 from peftcli.config import paths
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import DataConfig
-from peftcli.data import formats
+from peftcli.data import formats, hub
+from peftcli.data.origin import Origin, numbered
 from peftcli.data.rows import Rows, whole_numbers
 
 SPLITS = ("train", "validation", "test")
-
-
-class Origin(Protocol):
-    """One split at its source."""
-
-    where: str
-
-    def columns(self) -> list[tuple[str, list[str]]]:
-        """Column names by file, from the first rows."""
-
-    def read(self, mapping: dict[str, str]) -> tuple[Rows, list[Mistake]]:
-        """All rows with the mapping's columns and `row`, and the lines that are no rows."""
-
-    def lines(self, mapping: dict[str, str]) -> Iterator[formats.Line]:
-        """The same one by one, in order, each with its place."""
-
-    def identity(self) -> str:
-        """What is known of the contents without reading them all."""
 
 
 def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
@@ -55,8 +38,6 @@ def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
         raise UserError(*mistakes)
     if config.source == "files":
         return _local(config)
-    from peftcli.data import hub
-
     have = _sample(config) if config.source == "sample" else hub.find(config, notes)
     return _chosen(config, have, notes)
 
@@ -191,13 +172,6 @@ def places(origin: Origin, rows: list[int]) -> dict[int, str]:
         if number >= last:
             break
     return found
-
-
-def numbered(table: pa.Table) -> pa.Table:
-    """The table with the column `row`, the position of each row, from 0."""
-    if "row" in table.column_names:
-        table = table.drop_columns("row")
-    return table.append_column("row", whole_numbers(range(table.num_rows)))
 
 
 def _parquet_table(files: list[tuple[Path, str]], mapping: dict[str, str]) -> pa.Table:

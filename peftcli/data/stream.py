@@ -9,7 +9,7 @@ from typing import Any
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.data.checking import problem, way_out
-from peftcli.data.origins import Origin
+from peftcli.data.origin import Origin
 from peftcli.data.sampler import generator
 
 WINDOW = 1000
