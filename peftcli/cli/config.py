@@ -10,26 +10,20 @@ from typing import Annotated, Any
 
 import typer
 
-from peftcli.cli.completion import complete_override, complete_recipe
+from peftcli.cli.arguments import AsJson, Overrides, RecipeOrNone
 from peftcli.config.errors import Mistake, UserError
 
 
 def config(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Values in Hydra's grammar: key=value, group=choice.", autocompletion=complete_override),
-    ] = None,
+    recipe: RecipeOrNone = None,
+    overrides: Overrides = None,
     origin: Annotated[bool, typer.Option("--origin", help="Show where each value came from.")] = False,
     explain: Annotated[bool, typer.Option("--explain", help="Put above each key what it means.")] = False,
     schema: Annotated[bool, typer.Option("--schema", help="Print a JSON schema for editors; needs no recipe.")] = False,
     upgrade: Annotated[
         bool, typer.Option("--upgrade", help="Rewrite the file with the present names of keys.")
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Show a recipe as it is composed, and where each value comes from."""
     if schema:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from peftcli.cli.completion import complete_override, complete_recipe
+from peftcli.cli.arguments import AsJson, Overrides, Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,14 +19,9 @@ MOST_CLASSES = 20
 
 
 def data(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe)
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Values in Hydra's grammar: key=value, group=choice.", autocompletion=complete_override),
-    ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    recipe: Recipe,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
 ) -> None:
     """Show what the model will see: counts, balance, lengths, duplicates, rows."""
     from peftcli.config.compose import compose

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from peftcli.cli.completion import complete_override, complete_recipe
+from peftcli.cli.arguments import AsJson, Overrides, Recipe
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -31,16 +31,11 @@ PARTS = {
 
 
 def estimate(
-    recipe: Annotated[
-        str, typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe)
-    ],
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Values in Hydra's grammar: key=value, group=choice.", autocompletion=complete_override),
-    ] = None,
+    recipe: Recipe,
+    overrides: Overrides = None,
     probe: Annotated[bool, typer.Option("--probe", help="Also train three real steps and measure them.")] = False,
     price: Annotated[float | None, typer.Option(help="Price of this machine an hour; needs --probe.")] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+    as_json: AsJson = False,
 ) -> None:
     """Count parameters and memory of a recipe without loading weights."""
     from peftcli.config.compose import compose

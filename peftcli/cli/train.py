@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from peftcli.cli.completion import complete_override, complete_recipe
+from peftcli.cli.arguments import Overrides, RecipeOrNone
 from peftcli.config.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -17,14 +17,8 @@ if TYPE_CHECKING:
 
 
 def train(
-    recipe: Annotated[
-        str | None,
-        typer.Argument(help="A recipe by name (`peft ls recipes`) or by path.", autocompletion=complete_recipe),
-    ] = None,
-    overrides: Annotated[
-        list[str] | None,
-        typer.Argument(help="Values in Hydra's grammar: key=value, group=choice.", autocompletion=complete_override),
-    ] = None,
+    recipe: RecipeOrNone = None,
+    overrides: Overrides = None,
     resume: Annotated[Path | None, typer.Option(help="Continue the run in this folder exactly where it stood.")] = None,
     processes: Annotated[int | None, typer.Option(help="Worker processes; the same as launch.processes=N.")] = None,
     dry_run: Annotated[
