@@ -86,13 +86,11 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
 
-    from peftcli.artifacts.environment import cores
     from peftcli.config import frozen
     from peftcli.training import prepare
 
     (run / FAILURE).unlink(missing_ok=True)
-    threads = config.threads or max(1, cores() // config.processes)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
+    os.environ["OMP_NUM_THREADS"] = str(prepare.threads(config))
     elastic = Elastic(
         min_nodes=1,
         max_nodes=1,
@@ -134,8 +132,6 @@ def _lost(failures: Iterable[Any]) -> CheckFailed:
 
 def worker(run: str, processes: int, quiet: bool) -> None:
     """What each worker process does: train from the run folder; leave the message of a failure there."""
-    import torch.multiprocessing  # noqa: F401  (the start method's own import order)
-
     world = int(os.environ["WORLD_SIZE"])
     if world != processes:
         raise CheckFailed("lost-worker", f"{processes} processes were asked for, {world} were started")

@@ -26,7 +26,7 @@ EXAMPLES = 200
 
 
 def measurer(
-    material: Material, encoded: Encoded, config: RunConfig, accelerator: Accelerator, generate: bool = False
+    material: Material, encoded: Encoded, config: RunConfig, accelerator: Accelerator
 ) -> Callable[[nn.Module], dict[str, float]]:
     """A function from the model to its metrics on a split.
 
@@ -34,7 +34,7 @@ def measurer(
     """
 
     def measure(model: nn.Module) -> dict[str, float]:
-        return _evaluate(model, material, encoded, config, accelerator, generate).metrics
+        return _evaluate(model, material, encoded, config, accelerator, generate=False).metrics
 
     return measure
 

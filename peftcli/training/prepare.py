@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +36,14 @@ PROBES = 64
 """Rows that are tried at most until each trained tensor has had a gradient; the first does for nearly all methods."""
 
 
+def threads(config: LaunchConfig) -> int:
+    """CPU threads of a process: its share of all cores, or what the recipe says."""
+    return config.threads or max(1, environment.cores() // config.processes)
+
+
 def use_cores(config: LaunchConfig) -> None:
-    """Give this process its share of the CPU: all cores among all processes, whatever the environment says."""
-    torch.set_num_threads(config.threads or max(1, environment.cores() // config.processes))
+    """Give this process its share of the CPU, whatever the environment says."""
+    torch.set_num_threads(threads(config))
 
 
 def build_accelerator(config: RunConfig, folder: Path | None = None) -> Accelerator:
@@ -204,7 +210,7 @@ def attach(
     for stage in method.stages(1_000_000)[:1]:
         if stage.start:
             stage.start(model)
-    tensors, used = checks.dead_adapter(model, loss, _chain(probe, batches), config.seed)
+    tensors, used = checks.dead_adapter(model, loss, chain([probe], batches), config.seed)
     found.checks.append(_passed("dead-adapter", f"all {tensors} trained tensors get a gradient ({used} probe batches)"))
     return found
 
@@ -215,11 +221,6 @@ def _probe_loss(task: Task, model: nn.Module, chosen: str, device: torch.device)
             return task.loss(model, batch).total
 
     return loss
-
-
-def _chain(first: dict, rest: Any) -> Any:
-    yield first
-    yield from rest
 
 
 def _passed(name: str, detail: str) -> dict[str, Any]:

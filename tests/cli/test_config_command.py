@@ -12,15 +12,7 @@ from peftcli.cli.main import app
 from peftcli.config import catalog
 from peftcli.config.checks import CHECKS
 from peftcli.config.compose import compose
-
-RECIPE = """\
-defaults:
-  - model: smollm2-135m
-  - method: lora
-  - data: reuters-r8
-  - task: classification
-  - _self_
-"""
+from tests.minimal import RECIPE
 
 
 def run(*arguments: str):

@@ -9,6 +9,7 @@ import pytest
 from peftcli.config import catalog
 from peftcli.config.compose import compose
 from peftcli.config.errors import UserError
+from tests.minimal import RECIPE as MINIMAL
 
 RECIPES = sorted(catalog.recipes())
 
@@ -25,16 +26,6 @@ def write(tmp_path, monkeypatch):
         return file
 
     return _write
-
-
-MINIMAL = """\
-defaults:
-  - model: smollm2-135m
-  - method: lora
-  - data: reuters-r8
-  - task: classification
-  - _self_
-"""
 
 
 def test_shipped_recipes_are_found_recursively():

@@ -6,15 +6,7 @@ import pytest
 
 from peftcli.config.compose import compose
 from peftcli.config.errors import Mistake, UserError
-
-GROUPS = """\
-defaults:
-  - model: smollm2-135m
-  - method: lora
-  - data: reuters-r8
-  - task: classification
-  - _self_
-"""
+from tests.minimal import RECIPE as GROUPS
 
 
 @pytest.fixture

@@ -1,0 +1,10 @@
+"""The shortest recipe that composes."""
+
+RECIPE = """\
+defaults:
+  - model: smollm2-135m
+  - method: lora
+  - data: reuters-r8
+  - task: classification
+  - _self_
+"""
