@@ -51,7 +51,7 @@ def overhead(steps: int) -> dict[str, float]:
         material = prepare.load_material(config)
         loaded = prepare.load_model(config, material, accelerator)
         feed, total = prepare.build_feed(config, material, accelerator)
-        attached = prepare.attach(config, loaded, material, feed, accelerator)
+        attached = prepare.attach(config, loaded, material, feed, total, accelerator)
         run = RunFolder.create(config)
         job = Job(
             config, attached.model, attached.method, material.task, feed, total, accelerator, run,

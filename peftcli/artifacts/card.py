@@ -99,6 +99,9 @@ def _load_adapter(lineage: dict[str, Any], base_class: str) -> str:
     if base.get("source") == "sample":
         where = f"sample_folder({where})"
         imports = f"\nfrom peftcli.config.paths import sample_folder  # once: peft samples fetch {base['id']}\n"
+    elif base.get("source") == "bundled":
+        where = f"bundled({where})"
+        imports = "\nfrom peftcli.config.paths import bundled\n"
     elif base.get("source") == "folder":
         where = '"THE FOLDER OF THE BASE"'
         imports = f"\n# the base is a folder of the one who trained this, called {json.dumps(base['id'])}\n"

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 import peftcli
 from peftcli.config.errors import UserError
+from peftcli.config.sample_kinds import BUNDLED_LICENCE
 from peftcli.config.schema import RunConfig
 from peftcli.data.samples import store
 
@@ -138,7 +139,9 @@ def config_hash(config: RunConfig) -> str:
 
 
 def _licence(name: str | None, source: str) -> str | None:
-    """The licence that a sample states; None where it states none, and for what is no sample."""
+    """The licence of a sample, where it states one, and of what is bundled; None for anything else."""
+    if source == "bundled":
+        return BUNDLED_LICENCE
     if source != "sample" or not name:
         return None
     try:

@@ -108,9 +108,13 @@ def merge(
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
-    """Change the type of the weights; `Module.to` would round the rotary frequencies too."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
+    """Change the type of the weights; `Module.to` would round the rotary frequencies too.
+
+    What Transformers keeps in float32 when it loads such a model stays so in the file (Mamba's `A_log`).
+    """
+    exact = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for name, parameter in model.named_parameters():
+        parameter.data = parameter.data.to(torch.float32 if name.endswith(exact) else dtype)
 
 
 def merged_in_float32(model: PeftModel) -> PreTrainedModel:

@@ -11,19 +11,16 @@ from typing import Any
 import torch
 from peft import PeftModel
 from torch import nn
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
 from peftcli.artifacts import adapter
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import rerun
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import LaunchConfig, ModelConfig, RunConfig
-from peftcli.models import loading
+from peftcli.models import loading, mamba_mixer
 from peftcli.models.precision import Precision, choose
 from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Task
-
-AUTO = {"causal-lm": AutoModelForCausalLM, "sequence-classification": AutoModelForSequenceClassification}
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,9 @@ def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool =
     task.labels = _labels(lineage, config, folder)
     if whole:
         settings = {"dtype": "auto", "attn_implementation": config.model.attention}
-        model: Any = adapter.load_model(AUTO[task.architecture], folder, **settings).to(device)  # type: ignore
+        model: Any = adapter.load_model(loading.auto_class(task.architecture), folder, **settings)
+        model = model.to(device)
+        mamba_mixer.install(model)
         words = loading.tokenizer(ModelConfig(str(folder), source="folder"))
     else:
         loaded = load_base(config, task, device)

@@ -208,5 +208,5 @@ def _hub() -> list[Finding]:
         pass  # an answer all the same
     except (URLError, OSError, ValueError) as error:
         what = f"{endpoint} does not answer: {getattr(error, 'reason', error)}"
-        return [Finding("network", "note", what, "model.source=sample and model.source=folder work without it")]
+        return [Finding("network", "note", what, "model.source=bundled, sample and folder work without it")]
     return [Finding("network", "ok", f"{endpoint} answers")]

@@ -1,11 +1,12 @@
-"""Where things live: the shipped recipes and groups, the cache, the samples."""
+"""Where things live: the shipped recipes and groups, what is bundled, the cache, the samples."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
 
-from peftcli.config.errors import Mistake, UserError
+from peftcli.config.errors import Mistake, UserError, unknown
+from peftcli.config.sample_kinds import BUNDLED
 
 
 def shipped(folder: str) -> Path:
@@ -13,6 +14,20 @@ def shipped(folder: str) -> Path:
     package = Path(__file__).resolve().parent.parent
     inside = package / folder
     return inside if inside.is_dir() else package.parent / folder
+
+
+def bundled(name: str) -> Path:
+    """The folder of a model or a data set inside this package.
+
+    Raises:
+        UserError: Nothing of that name is bundled, or the installation lost it.
+    """
+    if name not in BUNDLED:
+        raise UserError(unknown("bundled model or data set", name, BUNDLED))
+    folder = Path(__file__).resolve().parent.parent / "bundled" / name
+    if not folder.is_dir():
+        raise UserError(Mistake(f"{name} is missing from this installation", str(folder), hint="install peftcli again"))
+    return folder
 
 
 def cache() -> Path:

@@ -54,10 +54,21 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.alpha": (_TINY, inf),
     "method.dropout": (0, 1 - 1e-9),
     "method.head_first": (0, 1 - 1e-9),
+    "method.score_share": (_TINY, 1),
+    "method.calibration_batches": (1, inf),
+    "method.rank": (1, inf),
+    "method.energy": (_TINY, 1),
+    "method.budget": (1, inf),
+    "method.min_rank": (1, inf),
+    "method.max_rank": (1, inf),
+    "method.loss_increase": (_TINY, inf),
+    "method.iterations": (1, inf),
     "seed": (0, 2**32 - 1),
     "data.seed": (0, 2**32 - 1),
 }
 """Lowest and highest value of a number, or of each number in a list."""
+AMOUNTS = {"method.channels": 1, "method.states": 1, "method.pruned": 0, "method.warmup": 1}
+"""Lowest count where a whole number is a count and any other number a share; a share is above 0 and at most 1."""
 
 
 @dataclass(frozen=True)
@@ -104,9 +115,9 @@ RULES = (
     ),
     Rule(
         ("data.source", "data.name"),
-        lambda source, name: source in ("hub", "sample") and not name,
-        "data.name is missing: a hub id or the name of a sample",
-        "list samples with: peft samples list",
+        lambda source, name: source in ("hub", "sample", "bundled") and not name,
+        "data.name is missing: a hub id, or the name of a sample or of bundled rows",
+        "peft samples list names the samples, peft ls data what is bundled",
     ),
     Rule(
         ("data.subset", "data.source"),
@@ -124,7 +135,7 @@ RULES = (
     Rule(
         ("model.weights", "model.source", "model.shape"),
         lambda weights, source, shape: weights == "random" and source == "hub" and not shape,
-        "model.weights=random needs the shape of the model: model.shape, or a model in a folder or a sample",
+        "model.weights=random needs the shape of the model: model.shape, or a model in a folder, a sample or bundled",
         "choose a model that has one, such as model=smollm2-135m",
     ),
     Rule(
@@ -144,6 +155,48 @@ RULES = (
         lambda method, task, head: method == "linear_probe" and (task != "classification" or head != "linear"),
         "method linear_probe trains a linear head, and this task has none",
         "use a classification task with task.head=linear",
+    ),
+    Rule(
+        ("method.dropout", "method.lora_targets"),
+        lambda dropout, targets: dropout > 0 and not targets,
+        "method.dropout drops inputs of LoRA, and method.lora_targets is empty",
+        "add method.dropout=0, or name a projection: method.lora_targets=[ssm.out]",
+    ),
+    Rule(
+        ("method.selector", "method.channels", "method.states"),
+        lambda selector, *amounts: selector == "random" and "auto" in amounts,
+        "method.selector is random, and auto asks for a share of a score that means nothing there",
+        "give method.channels and method.states counts or shares",
+    ),
+    Rule(
+        ("method.channels", "method.pruned"),
+        lambda *amounts: all(isinstance(one, float) and one <= 1 for one in amounts) and sum(amounts) > 1,
+        "method.channels and method.pruned are together more than all channels",
+        "a channel is trained or pruned, not both",
+    ),
+    Rule(
+        ("method.warmup",),
+        lambda warmup: isinstance(warmup, float) and warmup == 1,
+        "method.warmup takes all steps, and leaves none to train what it selects",
+        "for a single step write method.warmup=1",
+    ),
+    Rule(
+        ("method.energy", "method.rank"),
+        lambda energy, rank: energy is not None and rank != "auto",
+        "method.energy chooses ranks, and method.rank is a number",
+        "add method.rank=auto, or method.energy=null",
+    ),
+    Rule(
+        ("method.budget", "method.rank"),
+        lambda budget, rank: budget is not None and rank != "auto",
+        "method.budget chooses ranks, and method.rank is a number",
+        "add method.rank=auto, or method.budget=null",
+    ),
+    Rule(
+        ("method.min_rank", "method.max_rank"),
+        lambda least, most: least > most,
+        "method.min_rank is larger than method.max_rank",
+        "leave room between them, or make them equal",
     ),
     Rule(
         ("training.micro_batch_size", "training.batch_size", "training.batch_tokens"),
@@ -181,8 +234,8 @@ RULES = (
 def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
-    found = [*_ranges(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return [*found, *_columns(where), *_metric(where), *_peft(where), *_samples(where)]
+    found = [*_ranges(where), *_amounts(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
+    return [*found, *_columns(where), *_metric(where), *_peft(where), *_samples(where), *_bundled(where)]
 
 
 class _Where:
@@ -219,11 +272,24 @@ def _ranges(where: _Where) -> Iterator[Mistake]:
             )
 
 
+def _amounts(where: _Where) -> Iterator[Mistake]:
+    for key, least in AMOUNTS.items():
+        value = where.get(key)
+        if not isinstance(value, int | float):
+            continue
+        fits = value >= least if isinstance(value, int) else 0 < value <= 1 or value == least == 0
+        if not fits:
+            what = f"{key} is {value}, expected a count ({least} or more) or a share (above 0, up to 1.0 for all)"
+            yield Mistake(what, where.of(key))
+
+
 def _range(low: float, high: float) -> str:
     least = "more than 0" if low == _TINY else f"{low:g} or more"
     if high == inf:
         return least
     below = "below 1" if high == 1 - 1e-9 else f"{int(high)}"
+    if low == _TINY:
+        return f"{least} and at most {high:g}"
     return f"{low:g} to {below}" if high != 1 - 1e-9 else f"{least} and {below}"
 
 
@@ -347,3 +413,11 @@ def _samples(where: _Where) -> Iterator[Mistake]:
             yield Mistake(what, place, known)
         elif not paths.has_sample(name):
             yield unknown(f"{group} sample", name, known, place, "what each is: peft samples list")
+
+
+def _bundled(where: _Where) -> Iterator[Mistake]:
+    """A name that is not bundled, or is not of the kind that its group takes."""
+    for group, kind in (("model", "weights"), ("data", "data")):
+        name, known = where.get(f"{group}.name"), sample_kinds.of_kind(kind, sample_kinds.BUNDLED)
+        if where.get(f"{group}.source") == "bundled" and isinstance(name, str) and name and name not in known:
+            yield unknown(f"bundled {kind}", name, known, where.of(f"{group}.name", f"{group}.source"))

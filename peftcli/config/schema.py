@@ -27,9 +27,9 @@ class ModelConfig:
     """The base model."""
 
     name: str = REQUIRED
-    """Hub id, sample name or folder of the base model; a relative folder starts at the current one."""
-    source: Literal["hub", "sample", "folder"] = "hub"
-    """Where it comes from: the model hub, a fetched sample, or a folder on this machine."""
+    """Hub id, name of a sample or of a bundled model, or folder; a relative folder starts at the current one."""
+    source: Literal["hub", "sample", "bundled", "folder"] = "hub"
+    """Where it comes from: the model hub, a fetched sample, this package, or a folder on this machine."""
     revision: str | None = None
     """Branch, tag or commit on the hub; a commit makes the run repeatable."""
     family: str = "auto"
@@ -48,10 +48,10 @@ class ModelConfig:
 class DataConfig:
     """The rows: where they are, which columns matter, how they are split."""
 
-    source: Literal["hub", "sample", "files"] = REQUIRED
-    """Where the rows come from: the hub, a fetched sample, or local files."""
+    source: Literal["hub", "sample", "bundled", "files"] = REQUIRED
+    """Where the rows come from: the hub, a fetched sample, this package, or local files."""
     name: str | None = None
-    """Hub id or sample name; not needed for files."""
+    """Hub id, or name of a sample or of bundled rows; not needed for files."""
     subset: str | None = None
     """Configuration name of a hub data set."""
     revision: str | None = None

@@ -19,7 +19,9 @@ def upgraded(text: str) -> str:
     """
     mistakes = []
     left: set[str] = set()
-    while found := [entry for entry in _entries(_root(text)) if entry[0] in RENAMED and entry[0] not in left]:
+    # A name that was given up may have been taken by another key since.
+    old_names = {name for name, (version, _) in RENAMED.items() if version > _version(text)}
+    while found := [entry for entry in _entries(_root(text)) if entry[0] in old_names - left]:
         old, key, value, parent = found[0]
         new = RENAMED[old][1]
         if problem := _obstacle(text, old, new, parent):
@@ -121,6 +123,11 @@ def _without_empty(text: str, group: str) -> str:
     lines = text.splitlines()
     del lines[found[0].start_mark.line]
     return "\n".join(lines)
+
+
+def _version(text: str) -> int:
+    found = _find(text, "schema_version")
+    return int(str(found[1].value)) if found and str(found[1].value).isdigit() else 0
 
 
 def _versioned(text: str) -> str:

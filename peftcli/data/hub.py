@@ -16,8 +16,9 @@ from peftcli.data.rows import Rows
 from peftcli.models.checkpoint import hub_answers
 
 OFFLINE = (
-    "without a network: data.source=files data.files.train=FILE, a fetched sample (data.source=sample, "
-    "see peft samples list), or a hub data set that is already in the Hugging Face cache"
+    "without a network: data.source=bundled data.name=wordnet-categories, data.source=files data.files.train=FILE, a "
+    "fetched sample (data.source=sample, see peft samples list), or a hub data set that is already in the Hugging Face "
+    "cache"
 )
 
 

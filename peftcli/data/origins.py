@@ -1,4 +1,7 @@
-"""Where rows come from: local files, fetched samples, the hub. Each split is an `Origin`, to be read or streamed."""
+"""Where rows come from: local files, fetched samples, this package, the hub.
+
+Each split is an `Origin`, to be read or streamed.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
     ]
     if config.source != "files" and not config.name:
         mistakes.append(
-            Mistake("data.name is missing", "data.name", hint="a hub id, or a sample of: peft samples list")
+            Mistake("data.name is missing", "data.name", hint="a hub id, a sample of peft samples list, or bundled")
         )
     if config.source == "files" and not config.files:
         mistakes.append(Mistake("data.files is missing", "data.files", hint="data.files.train=FILE"))
@@ -38,7 +41,7 @@ def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
         raise UserError(*mistakes)
     if config.source == "files":
         return _local(config)
-    have = _sample(config) if config.source == "sample" else hub.find(config, notes)
+    have = hub.find(config, notes) if config.source == "hub" else _here(config)
     return _chosen(config, have, notes)
 
 
@@ -75,12 +78,15 @@ def _listed(value: Any) -> list:
     return [value] if isinstance(value, str) else value if isinstance(value, list) else []
 
 
-def _sample(config: DataConfig) -> dict[str, Origin]:
-    folder = paths.sample_folder(str(config.name))
+def _here(config: DataConfig) -> dict[str, Origin]:
+    """The splits of a fetched sample, or of bundled rows."""
+    folder = paths.sample_folder(str(config.name)) if config.source == "sample" else paths.bundled(str(config.name))
     have: dict[str, Origin] = {file.stem: FileOrigin([file], "parquet") for file in sorted(folder.glob("*.parquet"))}
     if not have:
         raise UserError(
-            Mistake(f"sample {config.name!r} holds no rows", str(folder), hint="data samples: peft samples list")
+            Mistake(
+                f"{config.source} {config.name!r} holds no rows", str(folder), hint="data samples: peft samples list"
+            )
         )
     return have
 
@@ -93,7 +99,9 @@ def _chosen(config: DataConfig, have: dict[str, Any], notes: list[str]) -> dict[
     ]
     if mistakes:
         raise UserError(*mistakes)
-    chosen = {split: config.splits.get(split, split) for split in SPLITS}
+    # The source's validation split is no validation split where the recipe tests on it.
+    named = set(config.splits.values())
+    chosen = {split: config.splits.get(split, "" if split in named else split) for split in SPLITS}
     if left := sorted(set(have) - set(chosen.values())):
         notes.append(f"splits of {config.name} that are not used: {', '.join(left)}; data.splits.test=NAME uses one")
     return {split: have[name] for split, name in chosen.items() if name in have}

@@ -31,6 +31,26 @@ class Capabilities:
     """Kinds of layer it adapts: linear, conv2d, ssm."""
 
 
+Loss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Training rows that a method may look at before it trains; the same in every process.
+
+    Attributes:
+        batches: Batches of the first epoch, anew at each iteration, on the model's device.
+        loss: The mean loss of a model on a batch, a scalar.
+        batches_per_epoch: How many batches the training rows make.
+        total_steps: Optimiser steps of the run.
+    """
+
+    batches: Iterable[dict[str, torch.Tensor]]
+    loss: Loss
+    batches_per_epoch: int
+    total_steps: int
+
+
 @dataclass(frozen=True)
 class Stage:
     """A stretch of training with one set of trained tensors, one optimiser and one schedule.
@@ -41,6 +61,8 @@ class Stage:
     name: str
     steps: int
     start: Callable[[nn.Module], None] | None = None
+    measured: bool = True
+    """Whether the validation split is measured in it; where not, nothing of it can be the best."""
 
 
 class Method(ABC):
@@ -55,9 +77,11 @@ class Method(ABC):
 
     def __init__(self, settings: Any):
         self.settings = settings
+        self.notes: list[str] = []
+        """What the method decided by itself, in sentences; shown to the user as they come, and in the report."""
 
     @abstractmethod
-    def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> nn.Module:
+    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> nn.Module:
         """Return the model with the adapter in it, right after seeding; just what is trained requires a gradient."""
         raise NotImplementedError
 
@@ -81,7 +105,7 @@ class Method(ABC):
         return {}
 
     def restore(self, model: nn.Module, state: dict[str, torch.Tensor]) -> None:
-        """Take back what `state` gave, after the stage's `start`."""
+        """Take back what `state` gave, after the stage's `start` and before the trained tensors come back."""
 
     def finish(self, model: nn.Module) -> None:
         """Called once after the last step, before the adapter is saved."""

@@ -18,9 +18,9 @@ from peftcli.config.schema import ModelConfig
 
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 OFFLINE = (
-    "without a network: model.source=sample with a fetched sample (peft samples list), model.source=folder with a "
-    "folder on this machine, a model that is already in the Hugging Face cache ($HF_HOME), or for counting alone its "
-    "configuration in model.shape"
+    "without a network: model.source=bundled with model.name=mamba-wordnet, model.source=sample with a fetched sample "
+    "(peft samples list), model.source=folder with a folder on this machine, a model that is already in the Hugging "
+    "Face cache ($HF_HOME), or for counting alone its configuration in model.shape"
 )
 
 
@@ -28,6 +28,8 @@ def find_folder(config: ModelConfig) -> Path | None:
     """The local folder of the checkpoint; None for the hub."""
     if config.source == "sample":
         return paths.sample_folder(config.name)
+    if config.source == "bundled":
+        return paths.bundled(config.name)
     if config.source == "hub":
         if Path(config.name).is_dir():
             raise UserError(

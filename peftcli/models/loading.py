@@ -13,7 +13,7 @@ import torch
 
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import ModelConfig
-from peftcli.models import families
+from peftcli.models import byte_tokenizer, families
 from peftcli.models.checkpoint import check_weights, find_folder, plain_errors, quiet, where
 from peftcli.models.family import Family
 from peftcli.models.precision import DTYPES
@@ -35,7 +35,8 @@ class LoadedModel:
     Attributes:
         model: The Transformers model.
         family: Its family; one without roles where the architecture has no table here.
-        tokenizer: Its tokenizer, or None where there is none (random weights, or the meta device).
+        tokenizer: Its tokenizer, or None where there is none (on the meta device, or random weights of a folder or
+            of a small vocabulary).
         base_id: What the recipe calls the model.
         revision: The hub commit it came from.
         folder: The local folder it came from.
@@ -71,6 +72,8 @@ def load(
         UserError: The model cannot be found or read, or is not what the recipe says.
         CheckFailed: `unsafe-weights`: the checkpoint has pickled weights only, or wants to run its own code.
     """
+    from peftcli.models import mamba_mixer
+
     folder = None if meta and config.shape else find_folder(config)
     dtype = DTYPES[precision] if config.dtype == "auto" else getattr(torch, config.dtype)
     shape = _shape(config, folder, from_shape=meta or config.weights == "random")
@@ -83,6 +86,7 @@ def load(
         model = _draw(config, shape, architecture, dtype, "meta" if meta else device)
     else:
         model = _read(config, folder, shape, architecture, dtype, device)
+    mamba_mixer.install(model)
     model.requires_grad_(False)
     model.config.use_cache = False
     if getattr(model, "generation_config", None) is not None:
@@ -94,7 +98,10 @@ def load(
 
 
 def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
-    """The tokenizer alone, with a padding token; None for random weights of a shape or folder that brings none.
+    """The tokenizer alone, with a padding token.
+
+    Random weights of a shape read bytes (`byte_tokenizer`); None where their vocabulary is smaller than that, and for
+    random weights of a folder that brings no tokenizer.
 
     Raises:
         UserError: It cannot be found or read.
@@ -105,7 +112,8 @@ def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
             return None
         raise UserError(Mistake(f"{folder} has no tokenizer: no tokenizer.json or tokenizer.model in it"))
     if config.weights == "random" and config.shape and not folder:
-        return None
+        words = getattr(_shape(config, folder, from_shape=True), "vocab_size", 0)
+        return byte_tokenizer.build() if words >= byte_tokenizer.TOKENS else None
     from transformers import AutoTokenizer
 
     with plain_errors(config):
@@ -152,9 +160,13 @@ def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTra
     return shape
 
 
-def _auto_class(architecture: Architecture) -> Any:
+def auto_class(architecture: Architecture) -> Any:
+    """Transformers' class that picks a checkpoint's own, knowing also what Transformers lacks."""
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
+    from peftcli.models import mamba_gaps
+
+    mamba_gaps.fill()
     return AutoModelForCausalLM if architecture == "causal-lm" else AutoModelForSequenceClassification
 
 
@@ -162,11 +174,15 @@ def _draw(
     config: ModelConfig, shape: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype, device: str
 ) -> PreTrainedModel:
     """A model of this shape with random weights, the same for every run, so that an adapter finds its base again."""
+    from peftcli.models import mamba_gaps
+
     with plain_errors(config), torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
-        return _auto_class(architecture).from_config(
+        model = auto_class(architecture).from_config(
             shape, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False
         )
+        mamba_gaps.draw_exactly(model)
+        return model
 
 
 def _read(
@@ -181,7 +197,7 @@ def _read(
         check_weights(folder)
     placed = {} if device == "cpu" else {"device_map": {"": device}}
     with plain_errors(config), quiet():
-        model, found = _auto_class(architecture).from_pretrained(
+        model, found = auto_class(architecture).from_pretrained(
             folder or config.name,
             config=shape,
             dtype=dtype,

@@ -11,6 +11,7 @@ convolution.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 from typing import Any
 
@@ -90,8 +91,13 @@ def mix(
 
     sizes = [mixer.time_step_rank, mixer.ssm_state_size, mixer.ssm_state_size]
     step_BLR, B_BLN, C_BLN = project("x_proj", x_BLD).split(sizes, dim=-1)
-    with torch.autocast(hidden_BLE.device.type, enabled=False):  # a step size has no bits to lose
-        delta_BLD = F.softplus(_wide(project("dt_proj", step_BLR.to(mixer.dt_proj.weight.dtype))))
+    plain = torch.autocast(hidden_BLE.device.type, enabled=False)  # a step size has no bits to lose
+    # Half-precision weights have lost theirs, and an adapter in float32 on them needs autocast to cast its input.
+    kind = mixer.dt_proj.weight.dtype
+    with nullcontext() if kind in (torch.bfloat16, torch.float16) else plain:
+        step_BLD = project("dt_proj", step_BLR.to(kind))
+    with plain:
+        delta_BLD = F.softplus(_wide(step_BLD))
         A_DN = -torch.exp(_wide(mixer.A_log if A_log_DN is None else A_log_DN))
         y_BLD, last_BDN = scan(x_BLD, delta_BLD, A_DN, B_BLN, C_BLN, state_BDN, final=cache is not None)
     if cache is not None:

@@ -12,7 +12,8 @@ from peftcli.config.errors import CheckFailed, nearest
 from peftcli.models.family import Family
 
 ALL = "all"
-NOT_IN_ALL = frozenset({"embed", "norm", "head"})
+NOT_IN_ALL = frozenset({"embed", "norm", "head", "ssm.conv"})
+"""Most tuners cannot adapt a convolution of one channel a group (LoRA: only where its rank is a multiple of them)."""
 
 
 def resolve(model: nn.Module, family: Family, targets: Iterable[str]) -> list[str]:
@@ -21,8 +22,8 @@ def resolve(model: nn.Module, family: Family, targets: Iterable[str]) -> list[st
     Args:
         model: The untouched base model.
         family: Its family.
-        targets: Each a role (`attention.q`), a group of roles (`attention`), `all` (every role but embed, norm and
-            head), or a module name, its end (`q_proj`) or a regular expression for the whole name.
+        targets: Each a role (`attention.q`), a group of roles (`attention`), `all` (every role but embed, norm,
+            head and ssm.conv), or a module name, its end (`q_proj`) or a regular expression for the whole name.
 
     Raises:
         CheckFailed: `dead-target`: a target matches no module.
@@ -40,6 +41,7 @@ def resolve(model: nn.Module, family: Family, targets: Iterable[str]) -> list[st
 
 def role_of(name: str, family: Family) -> str:
     """The role of a module or parameter, also inside an adapter's wrappers; empty where it has none."""
+    name = name.replace(".base_layer", "")
     for role, pattern in _role_patterns(tuple(family.roles.items())):
         if pattern.search(name):
             return role
@@ -67,7 +69,8 @@ def _matches(names: list[str], family: Family, target: str) -> list[str]:
 
 def _hint(names: list[str], family: Family, target: str) -> str:
     ends = sorted({name.rsplit(".", 1)[-1] for name in names} - {str(n) for n in range(1000)})
-    roles = [*family.roles, ALL] if family.roles else []
+    # Roles of bare parameters (ssm.A) stand in tables of parameters only.
+    roles = [role for role in [*family.roles, ALL] if _matches(names, family, role)] if family.roles else []
     lines = [f"roles of {family.name}: {', '.join(roles)}" if roles else f"no roles are known for {family.name} models"]
     lines.append(f"module names end in: {', '.join(ends[:20])}")
     if close := nearest(target, [*roles, *ends]):

@@ -90,9 +90,10 @@ def training(steps: list[Row], validations: list[Row]) -> list[Drawing]:
 
 
 def method(figures: list[Row]) -> list[Drawing]:
-    """What a method shows of itself: ready SVG, or `x` with one or several rows of `y`.
+    """What a method shows of itself: ready SVG, `x` with one or several rows of `y`, or rows of numbers as `heat`.
 
-    `x` may be names; they become bars. `labels` is `{"x", "y", "series"}`, each optional.
+    `x` may be names; they become bars. `labels` is `{"x", "y", "series"}`, each optional; for `heat` its "y" names the
+    rows and its "value" what the numbers are.
     """
     drawn = []
     with _style():
@@ -101,6 +102,8 @@ def method(figures: list[Row]) -> list[Drawing]:
             try:
                 if isinstance(figure.get("svg"), str):
                     drawing = inline(figure["svg"], f"method-{index}", name)
+                elif "heat" in figure:
+                    drawing = _heat(figure, f"method-{index}", name)
                 else:
                     drawing = _chart({**figure, **(figure.get("data") or {})}, f"method-{index}", name)
             except (ValueError, TypeError, KeyError) as error:
@@ -344,6 +347,24 @@ def _chart(figure: Row, slug: str, name: str) -> str:
             axes.legend()
 
     return _draw(paint, slug, name, height=max(2.7, 0.24 * len(x) * bars))
+
+
+def _heat(figure: Row, slug: str, name: str) -> str:
+    rows, labels = [[float(v) for v in row] for row in figure["heat"]], figure.get("labels") or {}
+    if len({len(row) for row in rows}) != 1:
+        raise ValueError("the rows of a heat map must be of one length")
+    named = [str(label) for label in labels.get("y") or []]
+
+    def paint(axes: Axes) -> None:
+        image = axes.imshow(rows, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
+        axes.grid(visible=False)
+        axes.set_xticks([])
+        every = math.ceil(len(rows) / 16)
+        axes.set_yticks(range(0, len(rows), every), named[::every] if len(named) == len(rows) else None)
+        axes.set_xlabel(str(labels.get("x") or ""))
+        axes.figure.colorbar(image, ax=axes, label=str(labels.get("value") or ""))
+
+    return _draw(paint, slug, name, height=max(2.7, 0.18 * min(len(rows), 40)))
 
 
 def _short(name: str, most: int = 28) -> str:

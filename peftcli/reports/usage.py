@@ -73,9 +73,9 @@ def _python(run: Record, folder: str) -> str:
     base = repr(str(model.get("name") or run.adapter_config.get("base_model_name_or_path") or "BASE"))
     lines = ["import peftcli", "from peft import PeftModel", f"from transformers import {loader}"]
     options = _revision(model)
-    if model.get("source") == "sample":
-        lines.insert(2, "from peftcli.config.paths import sample_folder")
-        base = f"sample_folder({base})"
+    if finder := {"sample": "sample_folder", "bundled": "bundled"}.get(str(model.get("source"))):
+        lines.insert(2, f"from peftcli.config.paths import {finder}")
+        base = f"{finder}({base})"
     if loader == "AutoModelForSequenceClassification":
         options += f", num_labels={_labels(run)}"
     lines += [

@@ -10,7 +10,7 @@ import torch
 
 from peftcli.config import catalog
 from peftcli.methods import registry
-from peftcli.methods.contract import Method
+from peftcli.methods.contract import Calibration, Method
 from peftcli.testing import tiny
 from peftcli.testing.tiny import Base
 
@@ -54,7 +54,8 @@ class Row:
         """The base as it was built, the model with the adapter in it, in evaluation mode, and the method."""
         untouched, base, method = self.new_base(dtype), self.new_base(dtype), self.new_method()
         torch.manual_seed(0)
-        model: Any = method.attach(base.model, base.family)
+        calibration = Calibration([base.batch], lambda model, _: base.loss(model), 1, STEPS)
+        model: Any = method.attach(base.model, base.family, calibration)
         for stage in method.stages(STEPS)[-1:]:
             if stage.start:
                 stage.start(model)

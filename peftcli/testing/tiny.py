@@ -64,9 +64,45 @@ def llama(dtype: torch.dtype = torch.float64, architecture: str = "causal-lm") -
     """Two layers of LLaMA with grouped queries; the same weights at every call. The second row is padded."""
     from transformers import LlamaForCausalLM, LlamaForSequenceClassification
 
-    shape = llama_shape()
+    classifies = architecture == "sequence-classification"
+    return _base(LlamaForSequenceClassification if classifies else LlamaForCausalLM, llama_shape(), dtype)
+
+
+def mamba_shape(**changes: Any) -> Any:
+    """The configuration of two narrow layers of Mamba."""
+    from transformers import MambaConfig
+
+    usual = {
+        "vocab_size": WORDS,
+        "hidden_size": WIDTH,
+        "num_hidden_layers": 2,
+        "state_size": 4,
+        "pad_token_id": 0,
+        "initializer_range": 0.2,
+        "residual_in_fp32": False,  # true would be float32 in a float64 model too
+        "tie_word_embeddings": False,
+    }
+    return MambaConfig(**{**usual, **changes})
+
+
+def mamba(dtype: torch.dtype = torch.float64, architecture: str = "causal-lm") -> Base:
+    """Two layers of Mamba with this package's forward pass; the same weights at every call, the second row padded."""
+    from transformers import MambaForCausalLM
+
+    from peftcli.models import mamba_gaps, mamba_mixer
+
+    classifies = architecture == "sequence-classification"
+    kind = mamba_gaps.MambaForSequenceClassification if classifies else MambaForCausalLM
+    base = _base(kind, mamba_shape(), dtype)
+    mamba_mixer.install(base.model)
+    mamba_gaps.draw_exactly(base.model)
+    if not classifies:
+        _exact_logits(base.model)
+    return base
+
+
+def _base(kind: Any, shape: Any, dtype: torch.dtype) -> Base:
     shape.num_labels = LABELS
-    kind: Any = LlamaForSequenceClassification if architecture == "sequence-classification" else LlamaForCausalLM
     with torch.random.fork_rng():
         torch.manual_seed(10)
         model = kind(shape)
@@ -75,8 +111,8 @@ def llama(dtype: torch.dtype = torch.float64, architecture: str = "causal-lm") -
     model.config.use_cache = False
     ids_BL[1, 5:] = 0
     batch = {"input_ids": ids_BL, "attention_mask": (ids_BL != 0).long()}
-    targets = torch.tensor([0, 2]) if kind is LlamaForSequenceClassification else _next_words(ids_BL)
-    return Base(model.to(dtype).requires_grad_(False).eval(), families.find("llama"), batch, targets)
+    targets = torch.tensor([0, 2]) if hasattr(model, "score") else _next_words(ids_BL)
+    return Base(model.to(dtype).requires_grad_(False).eval(), families.find(shape.model_type), batch, targets)
 
 
 def _next_words(ids_BL: torch.Tensor) -> torch.Tensor:
@@ -91,3 +127,17 @@ def _exact_norms(model: nn.Module) -> None:
         if type(module).__name__.endswith("RMSNorm"):
             parent, _, child = name.rpartition(".")
             setattr(model.get_submodule(parent), child, nn.RMSNorm(WIDTH, module.variance_epsilon))
+
+
+def _exact_logits(model: Any) -> None:
+    """Transformers rounds Mamba's logits to float32 whatever they are: give back what the head computed."""
+    computed: list[torch.Tensor] = []
+
+    def keep(_: nn.Module, __: Any, logits: torch.Tensor) -> None:
+        computed[:] = [logits]
+
+    def give_back(_: nn.Module, __: Any, output: Any) -> None:
+        output.logits = computed.pop()
+
+    model.lm_head.register_forward_hook(keep)
+    model.register_forward_hook(give_back)

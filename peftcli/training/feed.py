@@ -59,6 +59,10 @@ class Feed:
         """A row or two of a batch, the same in every process, to try the model on."""
         yield pad(self.encoded.take(self.sampler.batch(0, position)[:1]), self.pad_id)
 
+    def whole(self, position: int) -> list[Batch]:
+        """A batch of the first epoch, the same in every process, cut into micro-batches."""
+        return cut(self.encoded.take(self.sampler.batch(0, position)), self.micro, self.pad_id)
+
 
 class StreamFeed:
     """Micro-batches of this process from rows that are read and encoded while training.
@@ -89,6 +93,11 @@ class StreamFeed:
     def probe(self, position: int) -> Iterator[Batch]:
         """As `Feed.probe`."""
         yield pad(self._encoded(self.stream.head(position + 1)[-1:]), self.pad_id)
+
+    def whole(self, position: int) -> list[Batch]:
+        """As `Feed.whole`."""
+        rows = self.stream.head((position + 1) * self.size)[position * self.size :]
+        return cut(self._encoded(rows), self.micro, self.pad_id)
 
     def _encoded(self, rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
         found = [self.task.encode(row, self.tokenizer) for row in rows]

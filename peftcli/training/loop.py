@@ -60,6 +60,7 @@ class Job:
     step_seconds: list[float] = field(default_factory=list)
     first_step_at: float = 0.0
     """`time.time()` at the end of this process's first step."""
+    notes_said: int = 0
 
     def __post_init__(self) -> None:
         self.precision = precision.choose(self.config.training.precision, self.accelerator.device)
@@ -77,6 +78,12 @@ class Job:
         if self.stop.name:
             raise Stopped
 
+    def say_notes(self) -> None:
+        """Show what the method decided since this was last called."""
+        for note in self.method.notes[self.notes_said :]:
+            self.display.say(f"{self.config.method.name}: {note}")
+        self.notes_said = len(self.method.notes)
+
     def log(self, row: dict[str, Any]) -> None:
         """A row for metrics.jsonl and the tracker, from the first process."""
         if self.accelerator.is_main_process:
@@ -84,8 +91,13 @@ class Job:
             self.track(row)
 
 
-def train(job: Job, resumed: Checkpoint | None = None) -> tuple[Progress, set[str]]:
+def train(job: Job, resumed: Checkpoint | None = None, stages: list[Stage] | None = None) -> tuple[Progress, set[str]]:
     """Train through all stages and leave the model with the weights to keep.
+
+    Args:
+        job: The run.
+        resumed: The checkpoint to go on from.
+        stages: In place of the method's own.
 
     Returns:
         Where the loop ended, and the names of all tensors that a stage trained.
@@ -96,7 +108,7 @@ def train(job: Job, resumed: Checkpoint | None = None) -> tuple[Progress, set[st
     """
     progress = resumed.progress if resumed else Progress()
     touched = set(resumed.trained) if resumed else set()
-    stages = job.method.stages(job.steps)
+    stages = stages or job.method.stages(job.steps)
     with left_to_autocast(job.model, job.precision != "fp32"):
         _through(job, stages, progress, touched, resumed)
     _keep_best(job, progress)
@@ -123,8 +135,8 @@ def _keep_best(job: Job, progress: Progress) -> None:
             job.display.say(f"the best measured checkpoint, {folder}, is gone: the last step is kept")
             return
         best = checkpoints.load(folder)
-        checkpoints.restore(job.model, best.trained)
         job.method.restore(job.model, best.method)
+        checkpoints.restore(job.model, best.trained)
         job.display.say(f"kept the best measured checkpoint, step {progress.best_step} of {progress.step}")
 
 
@@ -137,9 +149,10 @@ class StageLoop:
         seeds.start(job.config.seed, "stage", progress.stage)
         if stage.start:
             stage.start(job.model)
+        job.say_notes()
         if resumed:
-            checkpoints.restore(job.model, resumed.trained)
             job.method.restore(job.model, resumed.method)
+            checkpoints.restore(job.model, resumed.trained)
         job.accelerator.free_memory()  # forgets the former stage's optimiser, whose gradients it would unscale too
         self.names = {p: n for n, p in job.model.named_parameters() if p.requires_grad}
         touched.update(self.names.values())
@@ -157,7 +170,7 @@ class StageLoop:
         while progress.stage_step < self.stage.steps and not progress.stopped_early:
             asked = self.advance()
             last = progress.stage_step == self.stage.steps
-            measured = job.measure is not None and self._due(self.settings.eval_every, last)
+            measured = self.stage.measured and job.measure is not None and self._due(self.settings.eval_every, last)
             if measured:
                 self._measure()
             if asked or last or progress.stopped_early or self._save_due(measured):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,8 @@ from peftcli.data.sampler import BatchSampler
 from peftcli.data.sources import Splits
 from peftcli.data.stream import Stream
 from peftcli.methods import registry as methods
-from peftcli.methods.contract import Method
-from peftcli.models import loading, precision
+from peftcli.methods.contract import Calibration, Loss, Method
+from peftcli.models import byte_tokenizer, loading, precision
 from peftcli.models.loading import LoadedModel
 from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Encoded, Task
@@ -122,6 +123,10 @@ def load_material(config: RunConfig) -> Material:
             f"{config.model.name} has no tokenizer on this machine, so its rows cannot be encoded; peft train "
             "--dry-run and peft estimate work without one"
         )
+    if words.name_or_path == byte_tokenizer.NAME:
+        splits.notes.append(
+            "random weights read the rows byte by byte: rows are longer than with the model's own words"
+        )
     return Material(
         task,
         splits,
@@ -177,9 +182,18 @@ def load_model(config: RunConfig, material: Material, accelerator: Accelerator) 
 
 
 def attach(
-    config: RunConfig, loaded: LoadedModel, material: Material, feed: AnyFeed, accelerator: Accelerator
+    config: RunConfig, loaded: LoadedModel, material: Material, feed: AnyFeed, steps: int, accelerator: Accelerator
 ) -> Attached:
-    """Put the adapter in and check that it starts as the base, learns everywhere and can be switched off."""
+    """Put the adapter in and check that it starts as the base, learns everywhere and can be switched off.
+
+    Args:
+        config: The run's.
+        loaded: The untouched base.
+        material: The rows.
+        feed: The training batches.
+        steps: Optimiser steps of the run.
+        accelerator: The process group.
+    """
     device = accelerator.device
     batches = (
         {k: v.to(device) for k, v in batch.items()}
@@ -195,10 +209,12 @@ def attach(
         )
     base = None if method.saves == "adapter" and method.capabilities.unloads else lineage.digests(loaded.model)
     chosen = arithmetic(config, accelerator)
+    loss = _mean_loss(material.task, chosen, device)
+    calibration = Calibration(_Batches(feed, device), loss, feed.steps_per_epoch, steps)
     with precision.autocast(chosen, device):
         before = checks.outputs(loaded.model, probe)
         seeds.start(config.seed, "init", "adapter")
-        model = method.attach(loaded.model, loaded.family).to(device)
+        model = method.attach(loaded.model, loaded.family, calibration).to(device)
         found = Attached(loaded, model, method, probe, before, base)
         if method.capabilities.identity_at_start:
             share = checks.identity_start(before, checks.outputs(model, probe), chosen)
@@ -206,19 +222,32 @@ def attach(
             found.checks.append(_passed("identity-start", detail))
     if config.training.gradient_checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
-    loss = _probe_loss(material.task, model, chosen, device)
-    for stage in method.stages(1_000_000)[:1]:
+    for stage in method.stages(steps)[:1]:
         if stage.start:
             stage.start(model)
-    tensors, used = checks.dead_adapter(model, loss, chain([probe], batches), config.seed)
+    tensors, used = checks.dead_adapter(model, partial(loss, model), chain([probe], batches), config.seed)
     found.checks.append(_passed("dead-adapter", f"all {tensors} trained tensors get a gradient ({used} probe batches)"))
     return found
 
 
-def _probe_loss(task: Task, model: nn.Module, chosen: str, device: torch.device) -> Callable[[dict], torch.Tensor]:
-    def loss(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+@dataclass(frozen=True)
+class _Batches:
+    """The training batches of the first epoch, from the start at each iteration."""
+
+    feed: AnyFeed
+    device: torch.device
+
+    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+        for position in range(self.feed.steps_per_epoch):
+            for batch in self.feed.whole(position):
+                yield {k: v.to(self.device) for k, v in batch.items()}
+
+
+def _mean_loss(task: Task, chosen: str, device: torch.device) -> Loss:
+    def loss(model: nn.Module, batch: dict[str, torch.Tensor]) -> torch.Tensor:
         with precision.autocast(chosen, device):
-            return task.loss(model, batch).total
+            found = task.loss(model, batch)
+            return found.total / max(found.weight, 1)
 
     return loss
 

@@ -106,6 +106,7 @@ def measure(config: RunConfig) -> Measured:
     """Three steps of the loop in this process, which should be a fresh one. Makes a run folder in `config.output`."""
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.data.stream import Stream
+    from peftcli.methods.contract import Stage
     from peftcli.training import checks, loop, memory, prepare
     from peftcli.training.display import Display
     from peftcli.training.signals import StopRequest
@@ -117,7 +118,7 @@ def measure(config: RunConfig) -> Measured:
     checks.fingerprints(loaded.model)  # reads every weight: those of a mapped file are not in memory before
     held = memory.held(accelerator.device)
     feed, steps = prepare.build_feed(config, material, accelerator)
-    attached = prepare.attach(config, loaded, material, feed, accelerator)  # type: ignore[arg-type]
+    attached = prepare.attach(config, loaded, material, feed, steps, accelerator)  # type: ignore[arg-type]
     rows = config.training.batch_size
     if config.training.batch_tokens and isinstance(feed, Feed):
         rows = max(1, config.training.batch_tokens // max(feed.encoded.lengths))
@@ -127,5 +128,6 @@ def measure(config: RunConfig) -> Measured:
         feed if isinstance(material.train, Stream) else LongestFirst(feed, rows),  # type: ignore[arg-type]
         STEPS, accelerator, run, Display(run.log_file, STEPS, quiet=True), StopRequest(),
     )  # fmt: skip
-    loop.train(job)
+    last = attached.method.stages(steps)[-1]
+    loop.train(job, stages=[Stage(last.name, STEPS, last.start)])
     return Measured(mean(job.step_seconds[1:]), steps, held, memory.peak(accelerator.device))

@@ -123,7 +123,7 @@ class _Session:
         loaded = prepare.load_model(self.config, material, self.accelerator)
         self.loaded_bytes = memory.held(self.accelerator.device)
         feed, steps = prepare.build_feed(self.config, material, self.accelerator)
-        attached = prepare.attach(self.config, loaded, material, feed, self.accelerator)
+        attached = prepare.attach(self.config, loaded, material, feed, steps, self.accelerator)
         self.checks += attached.checks
         trained = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
         whole = sum(p.numel() for p in attached.model.parameters())
@@ -222,7 +222,7 @@ class _Session:
         base = closing.untouched(attached, material, self.config, self.accelerator)
         report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
         report["labels"] = material.task.labels
-        report["data"] = {**material.counts(), "notes": material.splits.notes}
+        report["data"] = {**material.counts(), "notes": [*material.splits.notes, *attached.method.notes]}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
         return self._write(report)

@@ -12,6 +12,7 @@ from peftcli.config.schema import GenerationConfig, RunConfig
 from peftcli.data.collate import IGNORE
 from peftcli.data.sampler import BatchSampler
 from peftcli.data.stream import Stream
+from peftcli.models import loading
 from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Encoded, Task
 from peftcli.training import prepare, seeds
@@ -70,13 +71,14 @@ def find(config: RunConfig) -> Workload:
 
 def _absent(config: RunConfig) -> str:
     """Why the rows or the tokenizer cannot be read here, or nothing."""
+    drawn = config.model if config.model.weights == "random" and config.model.shape else None
     for part, group in ((config.data, "data"), (config.model, "model")):
-        if part.source == "hub":
+        if part.source == "hub" and part is not drawn:
             return f"{part.name} is on the hub, which is not asked"
         if part.source == "sample" and not _fetched(str(part.name)):
             return f"sample {part.name} ({group}) is not fetched"
-    if config.model.weights == "random" and config.model.shape and config.model.source != "folder":
-        return "a model of random weights has no tokenizer"
+    if drawn is not None and drawn.source != "folder" and loading.tokenizer(drawn) is None:
+        return "a model of random weights and so small a vocabulary has no tokenizer"
     if config.model.source == "folder" and not any(Path(config.model.name).expanduser().glob("tokenizer*")):
         return f"{config.model.name} has no tokenizer"
     return ""

@@ -1,4 +1,4 @@
-"""A wheel of this project, built and unpacked: the command finds its recipes and groups from any folder."""
+"""A wheel of this project, built and unpacked: it carries what is bundled, and finds its recipes from any folder."""
 
 from __future__ import annotations
 
@@ -25,6 +25,9 @@ def test_a_wheel_carries_recipes_and_groups(tmp_path):
         shipped = {f"peftcli/{file.relative_to(ROOT)}" for file in (ROOT / folder).rglob("*.yaml")}
         assert shipped
         assert shipped <= names
+    bundled = {f"{file.relative_to(ROOT)}" for file in (ROOT / "peftcli" / "bundled").rglob("*") if file.is_file()}
+    assert "peftcli/bundled/wordnet-categories/LICENSE" in bundled
+    assert bundled <= names
     assert not {name for name in names if name.startswith(("tests/", "configs/", "recipes/"))}
     code = "import peftcli; from peftcli.cli.main import app; print(peftcli.__file__); app()"
     done = subprocess.run(

@@ -326,6 +326,21 @@ def test_a_sample_is_there_and_of_the_right_kind(mistakes, tmp_path, monkeypatch
     assert not {"smollm2-135m", "reuters-r8"} <= set(mistake.allowed)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "what", "near"),
+    [
+        (["model.source=bundled", "model.name=mamba-wordnt"], "unknown bundled weights", "mamba-wordnet"),
+        (["model.source=bundled", "model.name=wordnet-categories"], "unknown bundled weights", ""),
+        (["data.source=bundled", "data.name=wordnet-category"], "unknown bundled data", "wordnet-categories"),
+    ],
+)
+def test_what_is_not_bundled_is_named_with_what_is(mistakes, overrides, what, near):
+    mistake = only(mistakes(GROUPS, *overrides))
+    assert what in mistake.what
+    assert (mistake.where, mistake.nearest) == (f"override {overrides[1]}", near)
+    assert len(mistake.allowed) == 1
+
+
 def test_a_sample_of_the_users_own_making_is_no_mistake(mistakes, tmp_path, monkeypatch):
     monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
     (tmp_path / "cache" / "samples" / "words").mkdir(parents=True)

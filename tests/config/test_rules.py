@@ -59,6 +59,33 @@ def test_a_number_out_of_range(override):
     assert "5e-324" not in mistake.what
 
 
+@pytest.mark.parametrize(
+    "override",
+    [
+        "method.channels=0",
+        "method.channels=-1",
+        "method.channels=1.5",
+        "method.channels=0.0",
+        "method.channels=nan",
+        "method.states=-0.25",
+        "method.pruned=-1",
+        "method.pruned=1.01",
+        "method.warmup=0",
+    ],
+)
+def test_neither_a_count_nor_a_share(override):
+    (mistake,) = found("method=sdt", override)
+    assert mistake.where == f"override {override}"
+    assert "expected a count" in mistake.what
+    assert override.split("=")[1] in mistake.what
+
+
+@pytest.mark.parametrize("value", [1, 1.0, 5000, 0.01, "auto"])
+def test_a_whole_number_is_a_count_and_any_other_a_share(value):
+    channels = compose("quickstart", ["method=sdt", f"method.channels={value}"]).config.method.channels
+    assert (channels, type(channels)) == (value, type(value))
+
+
 @pytest.mark.parametrize("override", ["optim.warmup_share=0", "optim.warmup_share=1", "data.test_share=0.2", "seed=0"])
 def test_the_ends_of_a_range_are_allowed(override):
     key, value = override.split("=")
@@ -85,6 +112,13 @@ def test_the_ends_of_a_range_are_allowed(override):
         (["~model.shape.model_type"], "no model_type"),
         (["method=linear_probe"], "linear_probe trains a linear head"),
         (["method=linear_probe", *GENERATION], "linear_probe trains a linear head"),
+        (["method=sdt", "method.dropout=0.1", "method.lora_targets=[]"], "drops inputs of LoRA"),
+        (["method=sdt", "method.selector=random", "method.states=auto"], "a score that means nothing there"),
+        (["method=sdt", "method.channels=0.6", "method.pruned=0.5"], "more than all channels"),
+        (["method=sdt", "method.warmup=1.0"], "method.warmup takes all steps"),
+        (["method=kpsvd", "method.energy=0.5"], "method.energy chooses ranks"),
+        (["method=kpsvd", "method.budget=5000"], "method.budget chooses ranks"),
+        (["method=kpsvd", "method.rank=auto", "method.min_rank=40"], "method.min_rank is larger"),
         (["training.micro_batch_size=9"], "larger than training.batch_size"),
         (["training.early_stopping=2", "training.eval_every=end"], "needs measurements before the end"),
         ([*GENERATION, "task.best_metric=rouge_l", "task.generated_rows=0"], "generated rows"),
@@ -125,7 +159,7 @@ def test_rules_and_ranges_read_keys_that_exist():
     for name in catalog.methods():
         known |= set(schema_keys({"method": catalog.settings_class(name)}))
     assert {key for rule in rules.RULES for key in rule.reads} <= known
-    assert set(rules.RANGES) <= known
+    assert {*rules.RANGES, *rules.AMOUNTS} <= known
 
 
 def test_tokens_of_an_override_replace_rows_of_the_recipe():

@@ -313,7 +313,8 @@ def hub_copy(tmp_path):
 
 @pytest.mark.parametrize("streaming", [False, True])
 def test_a_hub_data_set_gives_class_names(hub_copy, streaming):
-    splits = load(source="hub", name=hub_copy, splits={"test": "validation"}, streaming=streaming)
+    both = {"validation": "validation", "test": "validation"}
+    splits = load(source="hub", name=hub_copy, splits=both, streaming=streaming)
     assert list(splits.train) == [
         {"text": "train 0", "label": "no", "row": 0},
         {"text": "train 1", "label": "yes", "row": 1},
@@ -321,6 +322,12 @@ def test_a_hub_data_set_gives_class_names(hub_copy, streaming):
     ]
     assert splits.counts["validation"] == 2
     assert "no row of test can be used" in mistake(source="hub", name=hub_copy)
+
+
+def test_a_validation_split_that_is_the_test_split_is_not_also_what_is_chosen_by(hub_copy):
+    splits = load(source="hub", name=hub_copy, splits={"test": "validation"}, validation_share=0.34)
+    assert (splits.counts["train"], splits.counts["validation"], splits.counts["test"]) == (2, 1, 2)
+    assert any("set aside from train" in note for note in splits.notes)
 
 
 def test_a_hub_data_set_without_network_says_at_once_what_else_there_is(monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 
+from peftcli.testing import tiny
 from peftcli.testing.contract import MethodContract
 from peftcli.testing.rows import Row
 
@@ -21,6 +22,19 @@ class TestContract(MethodContract):
         Row("lora", {"r": 4, "use_dora": True}, "dora", exact_gradients=False),
         Row("lora", {"r": 4, "init": "pissa"}, "pissa", dtype=torch.float32),
         Row("lora", {"r": 4, "init": "olora", "use_rslora": True}, "olora", architecture=HEAD, dtype=torch.float32),
+        Row("sdt", {"channels": 0.1}, base=tiny.mamba),
+        Row(
+            "sdt",
+            {"selector": "magnitude", "channels": 5, "lora_targets": ["ssm.in", "ssm.x", "ssm.dt", "ssm.out"]},
+            "warmed",
+            base=tiny.mamba,
+        ),
+        Row(
+            "sdt", {"selector": "random", "states": 1, "lora_targets": []}, "alone", base=tiny.mamba, architecture=HEAD
+        ),
+        Row("sdt", {"pruned": 9, "channels": "auto", "states": "auto"}, "pruned", base=tiny.mamba),
+        Row("lora", {"r": 4}, "mamba", base=tiny.mamba),
+        Row("full", base=tiny.mamba, label="mamba", dtype=torch.float32),
         Row("linear_probe", architecture=HEAD),
         Row("full", {"head_first": 0.3}, dtype=torch.float32),
         Row("peft", tuner("LOKR", r=2), "lokr"),

@@ -26,9 +26,9 @@ def test_the_start_is_the_base(name, tmp_path):
     prepare.use_cores(config.launch)
     accelerator = prepare.build_accelerator(config)
     material = prepare.load_material(config)
-    feed, _ = prepare.build_feed(config, material, accelerator)
+    feed, steps = prepare.build_feed(config, material, accelerator)
     loaded = prepare.load_model(config, material, accelerator)
-    attached = prepare.attach(config, loaded, material, feed, accelerator)
+    attached = prepare.attach(config, loaded, material, feed, steps, accelerator)
     passed = {row["name"]: row["detail"] for row in attached.checks}
     print(name, passed)
     assert {"identity-start", "dead-adapter"} <= set(passed)

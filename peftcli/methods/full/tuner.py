@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
-from peftcli.methods.contract import Capabilities, Stage
+from peftcli.methods.contract import Calibration, Capabilities, Stage
 from peftcli.methods.full.settings import Settings
 from peftcli.methods.injection import task_type
 from peftcli.models.family import Family
@@ -33,7 +32,7 @@ class Method(contract.Method):
         if not 0.0 <= settings.head_first < 1.0:
             raise UserError(Mistake(f"method.head_first={settings.head_first} is not in [0, 1)"))
 
-    def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> nn.Module:
+    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> nn.Module:
         """See the contract. The weights become float32, one after another, so that small steps are not rounded away.
 
         Raises:

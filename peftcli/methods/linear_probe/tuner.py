@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from peft import LoraConfig, PeftModel
 from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
-from peftcli.methods.contract import Capabilities
+from peftcli.methods.contract import Calibration, Capabilities
 from peftcli.methods.injection import inject, task_type
 from peftcli.models.family import Family
 
@@ -20,7 +18,7 @@ class Method(contract.Method):
 
     capabilities = Capabilities(layers=frozenset())
 
-    def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> PeftModel:
+    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract. Raises UserError where the model has no classification head."""
         if task_type(model) != "SEQ_CLS":
             raise UserError(Mistake("method=linear_probe needs a classification head", hint="task.head=linear"))

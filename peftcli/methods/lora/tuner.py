@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from typing import Any
 
 from peft import LoraConfig, PeftModel
@@ -10,6 +9,7 @@ from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
+from peftcli.methods.contract import Calibration
 from peftcli.methods.injection import inject
 from peftcli.methods.lora.rearranged import Rearrangement, moves_weights
 from peftcli.methods.lora.settings import Settings
@@ -26,7 +26,7 @@ class Method(contract.Method):
         super().__init__(settings)
         self._rearrangement: Rearrangement | None = None
 
-    def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> PeftModel:
+    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract. Raises UserError where two settings exclude each other."""
         settings = self.settings
         names = roles.resolve(model, family, settings.targets or family.default_targets)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from peftcli.config import peft_types
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.methods import contract
-from peftcli.methods.contract import Stage
+from peftcli.methods.contract import Calibration, Stage
 from peftcli.methods.injection import inject, plain, task_type
 from peftcli.methods.lora.rearranged import Rearrangement, moves_weights
 from peftcli.methods.peft import adalora, kinds
@@ -54,7 +53,7 @@ class Method(contract.Method):
         self._rearrangement: Rearrangement | None = None
         self._check_arguments()
 
-    def attach(self, model: nn.Module, family: Family, calibration: Iterable[dict] | None = None) -> PeftModel:
+    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract. Raises UserError where the tuner does not fit the model."""
         if self.type in kinds.NEED_EMBEDDINGS and task_type(model) == "SEQ_CLS":
             raise UserError(

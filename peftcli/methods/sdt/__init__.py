@@ -1,0 +1,1 @@
+"""Sparse dimension tuning of state-space models."""
