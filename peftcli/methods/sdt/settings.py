@@ -25,7 +25,7 @@ class Settings:
     warmup: int | float = 0.05
     """Steps before the selection by magnitude or abar: a count (the paper takes 500) or a share of all steps."""
     calibration_batches: int = 8
-    """Batches whose gradients rank channels, for the selector taylor and for pruned."""
+    """Batches whose gradients rank channels, for taylor and pruned; at most a twentieth of the run's steps."""
     r: int = 8
     """Rank of LoRA."""
     alpha: float = 8.0

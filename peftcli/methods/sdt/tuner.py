@@ -29,6 +29,8 @@ from peftcli.models.family import Family
 PEFT_TYPE = PeftRow(NAME, SdtConfig, SdtModel)
 ADAPTER = "default"
 PROJECTIONS = {"ssm.in": "in_proj", "ssm.x": "x_proj", "ssm.dt": "dt_proj", "ssm.out": "out_proj"}
+SHARE = 20
+"""A selection may look at one batch for so many steps of the run."""
 WARMED_UP = ("magnitude", "abar")
 
 
@@ -106,7 +108,8 @@ class Method(contract.Method):
             raise UserError(
                 Mistake(f"method.selector={self.settings.selector} chooses with rows, and there are none here")
             )
-        found = Gradients(model, mixers, calibration, self.settings.calibration_batches)
+        batches = max(1, min(self.settings.calibration_batches, calibration.total_steps // SHARE))
+        found = Gradients(model, mixers, calibration, batches)
         self._importance = found.channels
         return found
 

@@ -1,0 +1,163 @@
+"""What evidence scripts share: runs that are kept as they come, intervals, and tables in a method's README.
+
+A run is named by a key. Its result is appended to a file, so that a script which is started again goes on; figures are
+made from that file alone.
+"""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import platform
+import tempfile
+import time
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import suppress
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+DRAWS = 10_000
+"""Bootstrap samples."""
+Result = dict[str, Any]
+
+
+class Store:
+    """Results by key, in a file of one JSON line each."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.results: dict[str, Result] = {}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.is_file():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                with suppress(json.JSONDecodeError):  # the line that a kill cut short
+                    row = json.loads(line)
+                    self.results[row.pop("key")] = row
+
+    def add(self, key: str, result: Result) -> None:
+        self.results[key] = result
+        with self.path.open("a", encoding="utf-8") as out:
+            out.write(json.dumps({"key": key, **result}) + "\n")
+
+    def run(self, jobs: dict[str, tuple[str, list[str]]], workers: int) -> None:
+        """Do the jobs (recipe and overrides by key) that have no result yet, each in one thread of its own process."""
+        left = {key: job for key, job in jobs.items() if key not in self.results}
+        began, done = time.monotonic(), 0
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            futures = {pool.submit(measure, *job): key for key, job in left.items()}
+            for future in as_completed(futures):
+                self.add(futures[future], future.result())
+                done += 1
+                rate = (time.monotonic() - began) / done
+                print(f"{done}/{len(left)} {futures[future]}, {rate * (len(left) - done) / 60:.0f} min left", flush=True)
+
+
+def measure(recipe: str, overrides: list[str]) -> Result:
+    """Train a recipe through the parts of `peft train` and answer its test rows.
+
+    Returns:
+        `correct` (a string of 0 and 1, a character a test row in the order of the rows), `validation` (a share),
+        `trained` parameters, `seconds` of attaching and training, `attach_seconds`, and by layer the `channels` that
+        SDT chose.
+    """
+    from peftcli.artifacts.run_folder import RunFolder
+    from peftcli.config.compose import compose
+    from peftcli.training import closing, loop, prepare
+    from peftcli.training.display import Display
+    from peftcli.training.signals import StopRequest
+
+    with tempfile.TemporaryDirectory() as folder:
+        config = compose(recipe, [*overrides, f"output={folder}"]).config
+        prepare.use_cores(config.launch)
+        accelerator = prepare.build_accelerator(config)
+        material = prepare.load_material(config)
+        loaded = prepare.load_model(config, material, accelerator)
+        feed, steps = prepare.build_feed(config, material, accelerator)
+        began = time.perf_counter()
+        attached = prepare.attach(config, loaded, material, feed, steps, accelerator)
+        attach_seconds = time.perf_counter() - began
+        run = RunFolder.create(config)
+        job = loop.Job(
+            config, attached.model, attached.method, material.task, feed, steps, accelerator, run,
+            Display(run.log_file, steps, quiet=True), StopRequest(),
+        )  # fmt: skip
+        loop.train(job)
+        trained = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
+        seconds = time.perf_counter() - began
+        attached.method.finish(attached.model)
+        assert material.validation is not None
+        validation = closing.measurer(material, material.validation, config, accelerator)(attached.model)
+        answers = closing.evaluate(attached.model, material, config, accelerator).examples
+    in_order = sorted(answers, key=lambda answer: answer["row"])
+    return {
+        "correct": "".join(str(int(answer["correct"])) for answer in in_order),
+        "validation": validation["accuracy"],
+        "trained": trained,
+        "seconds": round(seconds, 2),
+        "attach_seconds": round(attach_seconds, 2),
+        "channels": _chosen(attached.model),
+    }
+
+
+def _chosen(model: Any) -> dict[str, list[int]]:
+    chosen = {name: module.sdt_channels for name, module in model.named_modules() if hasattr(module, "sdt_channels")}
+    return {name: kept["default"].tolist() for name, kept in chosen.items() if "default" in kept}
+
+
+def answers(results: Sequence[Result]) -> np.ndarray:
+    """[runs, test rows], 1 where a run's answer is right."""
+    return np.array([[int(mark) for mark in result["correct"]] for result in results], dtype=float)
+
+
+def difference(ours: np.ndarray, theirs: np.ndarray, draws: int = DRAWS) -> tuple[float, float, float]:
+    """Mean difference of two arms' shares of right answers, with its 95 % interval.
+
+    Both arms' runs [seeds, rows] are paired: a bootstrap sample draws seeds and test rows anew, the same for both.
+    """
+    gaps = ours - theirs
+    seeds, rows = gaps.shape
+    generator = np.random.default_rng(0)
+    drawn_seeds = generator.multinomial(seeds, [1 / seeds] * seeds, size=draws) / seeds
+    drawn_rows = generator.multinomial(rows, [1 / rows] * rows, size=draws) / rows
+    means = np.einsum("ds,sr,dr->d", drawn_seeds, gaps, drawn_rows, optimize=True)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return float(gaps.mean()), float(low), float(high)
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """A Markdown table."""
+    lines = [list(head), *map(list, rows)]
+    lines.insert(1, ["---"] * len(lines[0]))
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def here(command: str) -> str:
+    """What made the figures: command, machine, versions, date."""
+    import torch
+
+    machine = f"{multiprocessing.cpu_count()} cores of {_processor()}, torch {torch.__version__}"
+    return f"`{command}`, {date.today():%d %B %Y}, {machine}"
+
+
+def _processor() -> str:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def write_between(path: Path, marker: str, text: str) -> None:
+    """Replace what stands between `<!-- marker -->` and `<!-- /marker -->` in a file."""
+    begin, end = f"<!-- {marker} -->", f"<!-- /{marker} -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"{path} has no {begin} ... {end}")
+    path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
