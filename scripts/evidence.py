@@ -53,7 +53,9 @@ class Store:
                 self.add(futures[future], future.result())
                 done += 1
                 rate = (time.monotonic() - began) / done
-                print(f"{done}/{len(left)} {futures[future]}, {rate * (len(left) - done) / 60:.0f} min left", flush=True)
+                print(
+                    f"{done}/{len(left)} {futures[future]}, {rate * (len(left) - done) / 60:.0f} min left", flush=True
+                )
 
 
 def measure(recipe: str, overrides: list[str]) -> Result:
@@ -159,5 +161,3 @@ def write_between(path: Path, marker: str, text: str) -> None:
     if not found:
         raise SystemExit(f"{path} has no {begin} ... {end}")
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
-
-

@@ -1,7 +1,7 @@
 """SDT against what it has to beat, on WordNet's 45 categories: the tables in peftcli/methods/sdt/README.md.
 
-    python scripts/evidence_sdt.py run --bases build            # resumable; build/mamba-{small,medium} by pretrain_mamba.py
-    python scripts/evidence_sdt.py table --bases build          # writes the tables from build/evidence_sdt.jsonl
+    python scripts/evidence_sdt.py run --bases build      # resumable; build/mamba-{small,medium} by pretrain_mamba.py
+    python scripts/evidence_sdt.py table --bases build    # writes the tables from build/evidence_sdt.jsonl
 
 Every arm gets the same grid of learning rates, chosen for it by validation on a tenth of the labels with two seeds, and
 the same steps. LoRA's ranks are those whose number of trained parameters is nearest to SDT's. `--size full` takes the
@@ -117,7 +117,7 @@ class Bench:
             found = [self.store.results[key(self.main, "tenth", name, rate, seed)] for seed in SEEDS[:2]]
             return mean(result["validation"] for result in found)
 
-        return {name: max(RATES, key=lambda rate: quality(name, rate)) for name in ARMS}  # noqa: B023 - used at once
+        return {name: max(RATES, key=lambda rate: quality(name, rate)) for name in ARMS}
 
     def runs(self, model: str, condition: str, name: str, rate: float) -> list[Result]:
         return [self.store.results[key(model, condition, name, rate, seed)] for seed in SEEDS]
@@ -218,8 +218,8 @@ def report(bench: Bench) -> str:
     chance = answers(bench.runs(bench.main, "tenth", "SDT, random", rates["SDT, random"]))
     _, low, high = difference(taylor, chance)
     parts = [
-        f"Accuracy in %, mean and standard deviation over {len(SEEDS)} seeds, 1,000 test rows; differences in points with "
-        f"95 % intervals (paired bootstrap over seeds and rows). A difference of less than about "
+        f"Accuracy in %, mean and standard deviation over {len(SEEDS)} seeds, 1,000 test rows; differences in points "
+        f"with 95 % intervals (paired bootstrap over seeds and rows). A difference of less than about "
         f"{100 * (high - low) / 2:.1f} points would not have been seen.",
         f"Base `{bench.main}`:",
         main_table(bench, bench.main, list(ARMS), list(CONDITIONS)),

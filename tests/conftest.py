@@ -39,6 +39,26 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def mamba_folder(tmp_path_factory) -> Path:
+    """Two layers of Mamba as Transformers writes them, with a tokenizer; A_log has no value that bfloat16 can hold."""
+    import torch
+    from transformers import MambaForCausalLM
+
+    from peftcli.testing.tiny import mamba_shape
+    from tests.tiny import make_tokenizer
+
+    folder, words = tmp_path_factory.mktemp("mamba"), make_tokenizer()
+    words.save_pretrained(folder)
+    torch.manual_seed(0)
+    model = MambaForCausalLM(mamba_shape(vocab_size=len(words), residual_in_fp32=True))
+    with torch.no_grad():
+        for layer in model.backbone.layers:
+            layer.mixer.A_log.add_(0.001)
+    model.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def rows(tmp_path_factory) -> dict[str, str]:
     folder, draw = tmp_path_factory.mktemp("rows"), random.Random(0)
     files = {}
@@ -56,6 +76,14 @@ def make_run(checkpoint, rows, tmp_path) -> Callable:
     from tests.runs import make_run
 
     return partial(make_run, checkpoint, rows, tmp_path / "runs")
+
+
+@pytest.fixture
+def make_mamba_run(mamba_folder, rows, tmp_path) -> Callable:
+    """The same over the tiny Mamba."""
+    from tests.runs import make_run
+
+    return partial(make_run, mamba_folder, rows, tmp_path / "runs")
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ server.set_forkserver_preload(
         "peftcli.training.run",
         "peftcli.methods.lora.tuner",
         "peftcli.methods.full.tuner",
+        "peftcli.methods.sdt.tuner",
         "peftcli.reports.page",
         "peftcli.reports.figures",
         "matplotlib.backends.backend_svg",
         "torchmetrics.functional.classification",
         "transformers.models.llama.modeling_llama",
+        "transformers.models.mamba.modeling_mamba",
         "transformers.models.auto.tokenization_auto",
     ]
 )

@@ -195,6 +195,8 @@ def _read(
 ) -> PreTrainedModel:
     if folder:
         check_weights(folder)
+    if getattr(shape, "rescale_prenorm_residual", False):
+        shape.rescale_prenorm_residual = False  # Transformers 5.23 scales Mamba's out_proj after reading it, each time
     placed = {} if device == "cpu" else {"device_map": {"": device}}
     with plain_errors(config), quiet():
         model, found = auto_class(architecture).from_pretrained(

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-CHUNK_ELEMENTS = 2**18
+CHUNK_ELEMENTS = 2**19
 """States of a chunk: three buffers of this many float32 stay in a core's cache."""
 
 
@@ -58,7 +58,9 @@ def selective_scan(
     if not x_BLD.shape[1]:
         raise ValueError("selective_scan: a row of no steps has no output")
     with torch.autocast(x_BLD.device.type, enabled=False):  # it would round the states in each product
-        return _Scan.apply(x_BLD, delta_BLD, A_DN, B_BLN, C_BLN, state_BDN, resets_BL)
+        # A slice of a few steps of a [B, D, L] layout would touch a line of the cache for each number.
+        inputs = (tensor.contiguous() for tensor in (x_BLD, delta_BLD))
+        return _Scan.apply(*inputs, A_DN, B_BLN.contiguous(), C_BLN.contiguous(), state_BDN, resets_BL)
 
 
 class _Chunks:
@@ -167,14 +169,15 @@ def _backward(ctx: Any, dy_BLD: torch.Tensor, dlast_BDN: torch.Tensor) -> tuple[
         decay_TBND, h_TBND, delta_TBD, u_TBD, B_TBN = chunks.states(span, start_BND)
         dy_TBD, g_TBND = chunks.early(dy_BLD, span), chunks.buffers(span)[2]
         if dC_BLN is not None:
-            dC_BLN[:, span] = (h_TBND @ dy_TBD[..., None])[..., 0].transpose(0, 1)
+            dC_BLN[:, span] = (dy_TBD[:, :, None] @ h_TBND.mT)[:, :, 0].transpose(0, 1)
         torch.mul(chunks.early(C_BLN, span)[..., None], dy_TBD[:, :, None], out=g_TBND)
         g_TBND[-1].add_(carried_BND)
-        for t in range(len(g_TBND) - 2, -1, -1):
-            g_TBND[t].addcmul_(decay_TBND[t + 1], g_TBND[t + 1])
+        gs_BND, decays_BND = g_TBND.unbind(), decay_TBND.unbind()
+        for t in range(len(gs_BND) - 2, -1, -1):
+            gs_BND[t].addcmul_(decays_BND[t + 1], gs_BND[t + 1])
         torch.mul(decay_TBND[0], g_TBND[0], out=carried_BND)
         if dB_BLN is not None:
-            dB_BLN[:, span] = (g_TBND @ u_TBD[..., None])[..., 0].transpose(0, 1)
+            dB_BLN[:, span] = (u_TBD[:, :, None] @ g_TBND.mT)[:, :, 0].transpose(0, 1)
         if need_x or need_delta:
             du_TBD = (B_TBN[:, :, None] @ g_TBND)[:, :, 0]
         if dx_BLD is not None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -13,28 +11,10 @@ from peftcli.artifacts.tuned import open_tuned
 from peftcli.methods.full.settings import Settings as Full
 from peftcli.methods.linear_probe.settings import Settings as LinearProbe
 from peftcli.methods.lora.settings import Settings as Lora
-from peftcli.testing.tiny import mamba_shape
 from tests.runs import make_run
-from tests.tiny import make_tokenizer
 
 HALF = {"max_steps": 3, "precision": "bf16"}
 LINEAR = {"head": "linear"}
-
-
-@pytest.fixture(scope="module")
-def mamba_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two layers of Mamba as Transformers writes them, with a tokenizer; A_log has no value that bfloat16 can hold."""
-    from transformers import MambaForCausalLM
-
-    folder, words = tmp_path_factory.mktemp("mamba"), make_tokenizer()
-    words.save_pretrained(folder)
-    torch.manual_seed(0)
-    model = MambaForCausalLM(mamba_shape(vocab_size=len(words), residual_in_fp32=True))
-    with torch.no_grad():
-        for layer in model.backbone.layers:
-            layer.mixer.A_log.add_(0.001)
-    model.save_pretrained(folder)
-    return folder
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def complete(*words: str, cwd=None) -> list[str]:
         (("conf",), {"config"}),
         (("train", "quick"), {"quickstart"}),
         (("train", "smollm2/r"), {"smollm2/reuters-r8_lora"}),
-        (("cp", "llama2"), {"llama2-7b/gsm8k_lora"}),
+        (("cp", "llama2"), {"llama2-7b/gsm8k_lora", "llama2-7b/gsm8k_kpsvd"}),
         (("train", "quickstart", "optim.l"), {"optim.lr="}),
         (("train", "quickstart", "track"), {"tracker=", "tracker.name=", "tracker.project="}),
         (("train", "quickstart", "method=l"), {"method=lora", "method=linear_probe"}),
@@ -55,4 +55,4 @@ def test_files_and_their_own_groups_are_offered(tmp_path):
     (tmp_path / "configs" / "method").mkdir(parents=True)
     (tmp_path / "configs" / "method" / "special.yaml").write_text("")
     assert "mine.yaml" in complete("train", "m", cwd=tmp_path)
-    assert complete("train", "mine.yaml", "method=s", cwd=tmp_path) == ["method=special"]
+    assert complete("train", "mine.yaml", "method=sp", cwd=tmp_path) == ["method=special"]

@@ -41,8 +41,8 @@ def test_config_can_be_run_again_as_a_recipe(tmp_path):
 def test_explain_is_the_same_yaml_with_help_above_the_keys():
     plain, explained = run("config", "quickstart").stdout, run("config", "quickstart", "--explain").stdout
     assert yaml.safe_load(plain) == yaml.safe_load(explained)
-    assert "  # Highest learning rate.\n  lr: 0.001\n" in explained
-    assert "  # Rank of the update.\n  r: 8\n" in explained
+    assert "  # Highest learning rate.\n  lr: 0.005\n" in explained
+    assert "  # Rank of LoRA.\n  r: 8\n" in explained
     assert [line for line in explained.splitlines() if not line.lstrip().startswith("# ")] == plain.splitlines()
 
 
@@ -52,8 +52,8 @@ def test_origin_shows_every_leaf_once():
     assert "override optim.lr=3" in rows["optim.lr"]
     assert rows["optim.lr"].endswith("3.0")
     assert "schema default" in rows["training.precision"]
-    assert " recipes/quickstart.yaml:" in rows["task.max_length"]
-    assert " configs/model/smollm2-135m.yaml:" in rows["model.name"]
+    assert " recipes/quickstart.yaml:" in rows["training.batch_size"]
+    assert " configs/model/mamba-wordnet.yaml:" in rows["model.name"]
     assert "…" not in printed
     assert len(rows) == len(printed.splitlines())
 

@@ -146,7 +146,7 @@ def test_a_group_of_the_users_own_with_a_global_package(write):
         ("data.columns={label: topic}", "data.columns", {"text": "text", "label": "topic"}),
         ("name='a=b, c'", "name", "a=b, c"),
         ('name="1234"', "name", "1234"),
-        ("method.targets=[attention.q,mlp]", "method.targets", ["attention.q", "mlp"]),
+        ("method.lora_targets=[ssm.in,ssm.x]", "method.lora_targets", ["ssm.in", "ssm.x"]),
         ("seed=int(3.0)", "seed", 3),
         ("~tracker", "tracker.name", "none"),
     ],
@@ -175,11 +175,12 @@ def test_another_method_leaves_the_recipes_own_values_out_and_says_so():
     composed = compose("quickstart", ["method=full"])
     assert composed.config.method.name == "full"
     assert len(composed.notes) == 1
-    assert "method.targets" in composed.notes[0]
+    assert "method.channels" in composed.notes[0]
+    assert "method.lora_targets" in composed.notes[0]
     assert "quickstart.yaml:" in composed.notes[0]
-    kept = compose("quickstart", ["method=lora"])
+    kept = compose("quickstart", ["method=sdt"])
     assert kept.notes == []
-    assert kept.config.method.targets == ["attention.q", "attention.v"]
+    assert (kept.config.method.channels, kept.config.method.lora_targets) == (0.05, ["ssm.in", "ssm.out"])
 
 
 def test_other_data_and_another_model_leave_the_recipes_own_out(write):

@@ -119,7 +119,7 @@ def test_the_ends_of_a_range_are_allowed(override):
         (["method=kpsvd", "method.energy=0.5"], "method.energy chooses ranks"),
         (["method=kpsvd", "method.budget=5000"], "method.budget chooses ranks"),
         (["method=kpsvd", "method.rank=auto", "method.min_rank=40"], "method.min_rank is larger"),
-        (["training.micro_batch_size=9"], "larger than training.batch_size"),
+        (["training.batch_size=8", "training.micro_batch_size=9"], "larger than training.batch_size"),
         (["training.early_stopping=2", "training.eval_every=end"], "needs measurements before the end"),
         ([*GENERATION, "task.best_metric=rouge_l", "task.generated_rows=0"], "generated rows"),
         ([*GENERATION, "task.best_metric=answer_accuracy"], "does not say what an answer is"),
@@ -168,8 +168,9 @@ def test_tokens_of_an_override_replace_rows_of_the_recipe():
 
 def test_rows_of_an_override_do_not_lose_to_tokens_of_the_recipe_in_silence(tmp_path):
     recipe = tmp_path / "own.yaml"
-    text = compose("quickstart").recipe_path.read_text().replace("batch_size: 8", "batch_tokens: 512")
-    recipe.write_text(text)
+    text = compose("quickstart").recipe_path.read_text()
+    assert text.count("batch_size: 32") == 1
+    recipe.write_text(text.replace("batch_size: 32", "batch_tokens: 512"))
     compose(str(recipe))
     (mistake,) = found("training.batch_size=4", recipe=str(recipe))
     assert "both say" in mistake.what

@@ -139,3 +139,13 @@ def test_a_half_precision_classifier_scores_float32_residuals() -> None:
     config = ModelConfig(name="tiny", weights="random", shape=mamba_shape(vocab_size=300).to_diff_dict() | SHAPE)
     model = loading.load(config, "bf16", "sequence-classification", ["a", "b"]).model
     assert model(input_ids=torch.tensor([[1, 2, 3]])).logits.dtype == torch.bfloat16
+
+
+def test_reading_does_not_scale_what_was_scaled_when_it_was_drawn(tmp_path: Path) -> None:
+    model = mamba(torch.float32).model
+    model.config.rescale_prenorm_residual = True  # Transformers 5.23 alone would divide out_proj by its root of layers
+    model.save_pretrained(tmp_path)
+    make_tokenizer().save_pretrained(tmp_path)
+    read = loading.load(ModelConfig(name=str(tmp_path), source="folder"), "fp32", "causal-lm", None).model
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(read.state_dict()[name], tensor), name

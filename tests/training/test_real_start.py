@@ -22,7 +22,7 @@ METHODS = {
 @pytest.mark.parametrize("name", METHODS)
 def test_the_start_is_the_base(name, tmp_path):
     rows = ["data.rows={train: 8, validation: 4, test: 4}", "training.precision=bf16", "fetch=false"]
-    config = compose("quickstart", [*METHODS[name], *rows]).config
+    config = compose("smollm2/reuters-r8_lora", [*METHODS[name], *rows]).config
     prepare.use_cores(config.launch)
     accelerator = prepare.build_accelerator(config)
     material = prepare.load_material(config)

@@ -187,9 +187,10 @@ class SdtLayer(nn.Module, BaseTunerLayer):
             for name, change in self.changes(adapter).items():
                 tensor = self.base_layer.get_parameter(name)
                 merged[name] = (tensor.to(change.dtype) + change).to(tensor.dtype)
-            if adapter in self.sdt_pruned and len(self.sdt_pruned[adapter]):
-                weight_ED = merged.get("out_proj.weight", self.base_layer.out_proj.weight).clone()
-                merged["out_proj.weight"] = weight_ED.index_fill_(1, self.sdt_pruned[adapter].long(), 0)
+            # Also what an adapter merged before has silenced, for this one may have filled its columns again.
+            if (kept_D := self._kept([*self.merged_adapters, adapter])) is not None:
+                weight_ED = merged.get("out_proj.weight", self.base_layer.out_proj.weight)
+                merged["out_proj.weight"] = weight_ED.masked_fill(~kept_D, 0)
             if safe_merge and not all(tensor.isfinite().all() for tensor in merged.values()):
                 raise ValueError(f"merging adapter {adapter!r} gives values that are not finite; nothing was merged")
             for name, tensor in merged.items():
@@ -206,6 +207,16 @@ class SdtLayer(nn.Module, BaseTunerLayer):
             self.base_layer.get_parameter(name).data = tensor
         self._own.clear()
         self.merged_adapters.clear()
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, local_metadata: Any, strict: bool, *lists: list[str]
+    ) -> None:
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, strict, *lists)
+        D, N = self.shape
+        for kind, end in (("channels", D), ("states", N), ("pruned", D)):
+            for name, indices in state_dict.items():
+                if name.startswith(f"{prefix}sdt_{kind}.") and ((indices < 0) | (indices >= end)).any():
+                    lists[-1].append(f"{name} has indices outside 0 to {end - 1}")
 
     def __repr__(self) -> str:
         return f"sdt.{super().__repr__()}"

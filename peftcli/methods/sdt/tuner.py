@@ -201,6 +201,8 @@ class Method(contract.Method):
                 layer.choose(ADAPTER, selection, state[f"{name}.pruned"])
         if any(name.endswith(".channels") for name in state):
             self._note_sizes(model)
+            if not self.notes:
+                self._say(model, None)
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """The scores of each layer, and where in each layer the chosen channels are."""
@@ -213,7 +215,7 @@ def blocks(model: nn.Module) -> Mixers:
     """The model's Mamba blocks by name.
 
     Raises:
-        UserError: It has none, or they are not of one shape.
+        UserError: It has none, they are not of one shape, or their A_log has been in half precision.
     """
     mixers = {name: module for name, module in model.named_modules() if isinstance(module, MambaMixer)}
     if not mixers:
@@ -227,7 +229,25 @@ def blocks(model: nn.Module) -> Mixers:
     if len(shapes) > 1:
         found = ", ".join(f"{D} channels of {N} states ({name})" for (D, N), name in shapes.items())
         raise UserError(Mistake(f"method=sdt needs state-space layers of one shape; here are {found}"))
+    if half := _rounded_to([mixer.A_log for mixer in mixers.values()]):
+        raise UserError(
+            Mistake(
+                f"method=sdt needs A_log in float32, and all of it here has been rounded to {half}: A = -exp(A_log) is "
+                "off by up to 1 %",
+                hint="take a checkpoint that was saved in float32; for this one there is method=lora",
+            )
+        )
     return mixers
+
+
+def _rounded_to(logs: list[Tensor]) -> str:
+    """The half-precision type that holds all of these exactly, empty where none does or they are constant anyway."""
+    if any(A_log_DN.is_meta for A_log_DN in logs) or all(A_log_DN.eq(A_log_DN[0, 0]).all() for A_log_DN in logs):
+        return ""
+    for half in (torch.bfloat16, torch.float16):
+        if all(torch.equal(A_log_DN.to(half).to(A_log_DN.dtype), A_log_DN) for A_log_DN in logs):
+            return str(half).removeprefix("torch.")
+    return ""
 
 
 def layers(model: Any) -> Iterator[tuple[str, SdtLayer]]:
