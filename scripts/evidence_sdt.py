@@ -26,7 +26,7 @@ from peftcli.methods.sdt.maths import jaccard
 
 README = Path(__file__).resolve().parent.parent / "peftcli/methods/sdt/README.md"
 SEEDS = range(5)
-RATES = (1e-3, 3e-3, 1e-2)
+RATES = (1e-3, 3e-3, 1e-2, 3e-2)
 STEPS = {"all": 200, "tenth": 100, "hundredth": 50, "wrong": 200}
 CONDITIONS = {"all": "100 %", "tenth": "10 %", "hundredth": "1 %", "wrong": "100 %, 10 % of them wrong"}
 SHARES = (0.01, 0.05, 0.25, 1.0)

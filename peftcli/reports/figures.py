@@ -350,21 +350,43 @@ def _chart(figure: Row, slug: str, name: str) -> str:
 
 
 def _heat(figure: Row, slug: str, name: str) -> str:
+    """Cells as shapes in shades of one colour of the page: no picture stands in an SVG of ours, and dark is dark."""
+    from matplotlib.patches import PathPatch
+    from matplotlib.path import Path
+
     rows, labels = [[float(v) for v in row] for row in figure["heat"]], figure.get("labels") or {}
     if len({len(row) for row in rows}) != 1:
         raise ValueError("the rows of a heat map must be of one length")
-    named = [str(label) for label in labels.get("y") or []]
+    named, shades = [str(label) for label in labels.get("y") or []], _shades(rows)
 
     def paint(axes: Axes) -> None:
-        image = axes.imshow(rows, aspect="auto", cmap="Blues", interpolation="nearest", vmin=0)
+        for value, (share, cells) in sorted(shades.items()):
+            corners = ([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)] for x, y in cells)
+            shape = Path.make_compound_path(*(Path(corner, closed=True) for corner in corners))
+            shown = f"{value:.3g}" if len(shades) <= 6 or value in (min(shades), max(shades)) else ""
+            axes.add_patch(PathPatch(shape, facecolor=FIRST, alpha=share, linewidth=0, label=shown))
         axes.grid(visible=False)
-        axes.set_xticks([])
+        axes.set(xlim=(0, len(rows[0])), ylim=(len(rows), 0), xticks=[], xlabel=str(labels.get("x") or ""))
         every = math.ceil(len(rows) / 16)
-        axes.set_yticks(range(0, len(rows), every), named[::every] if len(named) == len(rows) else None)
-        axes.set_xlabel(str(labels.get("x") or ""))
-        axes.figure.colorbar(image, ax=axes, label=str(labels.get("value") or ""))
+        at = range(0, len(rows), every)
+        axes.set_yticks([y + 0.5 for y in at], named[::every] if len(named) == len(rows) else [str(y) for y in at])
+        if shades:
+            axes.legend(title=labels.get("value"), ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1), handlelength=1)
 
     return _draw(paint, slug, name, height=max(2.7, 0.18 * min(len(rows), 40)))
+
+
+def _shades(rows: list[list[float]], most: int = 8) -> dict[float, tuple[float, list[tuple[int, int]]]]:
+    """Highest value of each shade, its strength and its cells (x, y): one a count up to `most`, else as many steps."""
+    highest = max(map(max, rows))
+    steps = int(highest) if highest <= most and all(v.is_integer() for row in rows for v in row) else most
+    found: dict[float, tuple[float, list[tuple[int, int]]]] = {}
+    for y, row in enumerate(rows):
+        for x, value in enumerate(row):
+            if value > 0:
+                share = math.ceil(steps * value / highest) / steps
+                found.setdefault(share * highest, (share, []))[1].append((x, y))
+    return found
 
 
 def _short(name: str, most: int = 28) -> str:

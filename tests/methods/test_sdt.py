@@ -366,7 +366,9 @@ def test_layers_that_differ_are_named() -> None:
     model = stock()
     wider = tiny.mamba_shape(state_size=8)
     model.backbone.layers[1].mixer = MambaMixer(wider, layer_idx=1)
-    with pytest.raises(UserError, match=r"one shape; here are 64 channels of 4 states \(\S+0\.mixer\), 64 channels of 8"):
+    with pytest.raises(
+        UserError, match=r"one shape; here are 64 channels of 4 states \(\S+0\.mixer\), 64 channels of 8"
+    ):
         blocks(model)
 
 
@@ -393,7 +395,9 @@ def test_a_block_in_half_precision_is_no_place_for_an_adapter() -> None:
 def test_a_selection_by_hand_reaches_the_states_it_names() -> None:
     base, model, _ = sdt(lora_targets=[])
     layer = layer_of(model)
-    layer.choose("default", Selection(torch.tensor([2, 9]), torch.tensor([[0, 3], [1, 2]])), torch.tensor([], dtype=int))
+    layer.choose(
+        "default", Selection(torch.tensor([2, 9]), torch.tensor([[0, 3], [1, 2]])), torch.tensor([], dtype=int)
+    )
     base.loss(model).backward()
     assert layer.sdt_values["default"]["A_log"].grad.all()
     assert layer.sdt_values["default"]["x_proj"].shape == (8, 2)

@@ -81,3 +81,33 @@ def test_method_figures_from_numbers_and_names():
     assert ">before<" in second.svg
     assert ">q<" in second.svg
     assert "x has 3 values, y has 2" in figures.method([{"title": "c", "x": [1, 2, 3], "y": [1, 2]}])[0].caption
+
+
+def shaded(svg: str) -> dict[str, int]:
+    """How many cells there are of each strength, the legend's own swatches aside."""
+    found: dict[str, int] = {}
+    for shape, share in re.findall(r'<path d="([^"]+)"[^>]* style="fill: var\(--tuned\)(?:; opacity: ([\d.]+))?', svg):
+        found[share or "1"] = max(found.get(share or "1", 0), shape.count("M "))
+    return found
+
+
+def test_a_heat_map_shows_every_cell_and_says_what_the_shades_are():
+    labels = {"x": "channels", "y": [f"layer {i}" for i in range(40)], "value": "chosen"}
+    counts = [[i % 3, 0, 4] for i in range(40)]
+    [drawn] = figures.method([{"title": "where", "heat": counts, "labels": labels}])
+    assert (drawn.title, drawn.caption) == ("where", "")
+    said = re.findall(r">([^<>]+)</text>", drawn.svg)
+    assert {"channels", "chosen", "layer 0", "layer 39", "1", "2", "4"} <= set(said)
+    assert shaded(drawn.svg) == {"0.25": 13, "0.5": 13, "1": 40}
+    assert len(drawn.svg) < 120_000
+
+
+def test_heat_maps_of_shares_of_nothing_and_of_uneven_rows():
+    heats = [[0.01 * i for i in range(99)]], [[0, 0]], [[1, 2], [3]]
+    shares, nothing, uneven = figures.method([{"heat": heat} for heat in heats])
+    assert sum(shaded(shares.svg).values()) == 98
+    assert len(shaded(shares.svg)) == 8
+    assert shaded(nothing.svg) == {}
+    assert nothing.caption == ""
+    assert "must be of one length" in uneven.caption
+    assert uneven.svg == ""

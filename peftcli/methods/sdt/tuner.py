@@ -91,7 +91,7 @@ class Method(contract.Method):
         ]
 
     def _check_warmup(self, calibration: Calibration) -> None:
-        steps = maths.count(self.settings.warmup, calibration.total_steps, "warmup")
+        steps = self._warmup_steps(calibration.total_steps)
         if steps > calibration.batches_per_epoch:
             raise UserError(
                 Mistake(
@@ -134,16 +134,21 @@ class Method(contract.Method):
         """
         if self.settings.selector not in WARMED_UP:
             return [Stage("train", total_steps)]
-        steps = maths.count(self.settings.warmup, max(total_steps, 1), "warmup")
+        steps = self._warmup_steps(total_steps)
+        warmup = Stage("warm-up", steps, measured=False)
+        return [warmup, Stage("train", total_steps - steps, self._end_warmup)]
+
+    def _warmup_steps(self, total_steps: int) -> int:
+        warmup = self.settings.warmup
+        steps = warmup if isinstance(warmup, int) else maths.count(warmup, total_steps)
         if steps >= total_steps:
             raise UserError(
                 Mistake(
-                    f"method.warmup={self.settings.warmup} takes {steps} of the run's {total_steps} steps",
+                    f"method.warmup={warmup} takes {steps} of the run's {total_steps} steps",
                     hint="leave some for the training: a smaller method.warmup, or more steps",
                 )
             )
-        warmup = Stage("warm-up", steps, measured=False)
-        return [warmup, Stage("train", total_steps - steps, self._end_warmup)]
+        return steps
 
     def after_step(self, model: nn.Module, step: int) -> None:
         """A selection that follows has something to go by."""
