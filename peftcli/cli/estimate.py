@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -83,7 +84,11 @@ def _savings(config: RunConfig, found: Estimate) -> list[tuple[str, int]]:
         changes = smaller_adapter(config, 1 - over) + changes
     savings: list[tuple[str, int]] = []
     for change in changes:
-        if len(savings) < MOST and (peak := counting.estimate(change.config).peak) < found.peak:
+        if len(savings) == MOST:
+            break
+        # What the program holds is looked up anew by each estimate, and no change makes it less.
+        peak = replace(counting.estimate(change.config), program=found.program).peak
+        if peak < found.peak:
             savings.append((str(change), peak))
     return savings
 

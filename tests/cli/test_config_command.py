@@ -41,7 +41,7 @@ def test_config_can_be_run_again_as_a_recipe(tmp_path):
 def test_explain_is_the_same_yaml_with_help_above_the_keys():
     plain, explained = run("config", "quickstart").stdout, run("config", "quickstart", "--explain").stdout
     assert yaml.safe_load(plain) == yaml.safe_load(explained)
-    assert "  # Highest learning rate.\n  lr: 0.005\n" in explained
+    assert "  # Highest learning rate.\n  lr: 0.0" in explained
     assert "  # Rank of LoRA.\n  r: 8\n" in explained
     assert [line for line in explained.splitlines() if not line.lstrip().startswith("# ")] == plain.splitlines()
 

@@ -178,7 +178,7 @@ def test_rows_of_an_override_do_not_lose_to_tokens_of_the_recipe_in_silence(tmp_
 
 
 def test_a_value_of_the_wrong_type_breaks_no_rule_besides():
-    (mistake,) = found("data.streaming=true", "training.max_steps=many")
+    (mistake,) = found("data.streaming=true", "training.group_by_length=false", "training.max_steps=many")
     assert mistake.where == "override training.max_steps=many"
 
 
