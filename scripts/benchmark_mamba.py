@@ -28,7 +28,7 @@ BOUNDS = {
     "eager / ours": (12.0, None),
     "memory ours / mambapy": (None, 1 / 3),
     "time a token at 8,192 / at 1,024": (None, 1.3),
-    "fp32 step use_mambapy / ours": (None, None),
+    "fp32 step use_mambapy / ours": (2.5, None),
     "bf16 step use_mambapy / ours": (2.5, None),
 }
 

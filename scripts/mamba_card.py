@@ -76,10 +76,14 @@ def write_card(
         "documents": trained, "held_out": held_out, "epoch": epoch, "steps": last["step"], "tokens": last["tokens"],
         "epochs": last["tokens"] / epoch, "precision": "bfloat16 autocast" if plan["bf16"] else "float32",
         "seconds": f"{last['seconds'] / 60:.0f} minutes",
-        "machine": f"{plan['threads']} threads of a CPU ({platform.system()} {platform.machine()})",
+        "machine": f"{_threads(plan['threads'])} of a CPU ({platform.system()} {platform.machine()})",
         "rate": plan["rate"], "warmup": plan["warmup"], "decay": plan["decay"], "clip": plan["clip"],
         "batch": plan["tokens"], "seed": plan["seed"], "loss": last["held_out_loss"], "bits": last["bits_per_byte"],
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
     (out / "README.md").write_text(CARD.format(**about), encoding="utf-8")
     copy_licence(out)
+
+
+def _threads(count: int) -> str:
+    return f"{count} thread" if count == 1 else f"{count} threads"

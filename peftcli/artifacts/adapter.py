@@ -225,6 +225,10 @@ def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | Non
             model.save_pretrained(folder)
     finally:
         model.config._name_or_path = was
+    if len({parameter.dtype for parameter in model.parameters()}) > 1:
+        # Transformers notes one type, and would round what is float32 on purpose (Mamba's A_log) as it reads it.
+        written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        atomic.write_json(folder / "config.json", {**written, "dtype": "float32"})
     if tokenizer is not None:
         tokenizer.save_pretrained(folder)
 

@@ -20,7 +20,7 @@ model = PeftModel.from_pretrained(base, ".").eval()  # "." is the folder of this
 """
 LOAD_MODEL = """\
 from transformers import AutoModelFor{auto}, AutoTokenizer
-
+{imports}
 model = AutoModelFor{auto}.from_pretrained(".").eval()  # "." is the folder of this file
 tokenizer = AutoTokenizer.from_pretrained(".")
 """
@@ -50,7 +50,7 @@ def adapter(lineage: dict[str, Any], kind: str, base_class: str, metrics: dict[s
 
 def model(lineage: dict[str, Any], kind: str, metrics: dict[str, dict[str, float]]) -> str:
     """The card of a whole model of the Transformers class `kind`."""
-    return _card(lineage, kind, "transformers", LOAD_MODEL.format(auto=_auto(kind)), metrics)
+    return _card(lineage, kind, "transformers", LOAD_MODEL.format(auto=_auto(kind), imports=_head(kind)), metrics)
 
 
 def _card(lineage: dict[str, Any], what: str, library: str, code: str, metrics: dict[str, dict[str, float]]) -> str:
@@ -93,6 +93,13 @@ def _auto(class_name: str) -> str:
     return class_name.partition("For")[2] or "CausalLM"
 
 
+def _head(class_name: str) -> str:
+    """What registers a head that Transformers lacks."""
+    if class_name != "MambaForSequenceClassification":
+        return ""
+    return "from peftcli.models import mamba_gaps\n\nmamba_gaps.fill()  # pip install peftcli: the head is its own\n"
+
+
 def _load_adapter(lineage: dict[str, Any], base_class: str) -> str:
     base, imports, auto = lineage["base"], "", _auto(base_class)
     where = json.dumps(base["id"])
@@ -107,6 +114,7 @@ def _load_adapter(lineage: dict[str, Any], base_class: str) -> str:
         imports = f"\n# the base is a folder of the one who trained this, called {json.dumps(base['id'])}\n"
     elif base["revision"]:
         where += f", revision={json.dumps(base['revision'])}"
+    imports += _head(base_class)
     count = len(lineage.get("labels") or [])
     labels = f", num_labels={count}" if auto == "SequenceClassification" and count else ""
     return LOAD_ADAPTER.format(

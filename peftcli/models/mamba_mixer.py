@@ -121,12 +121,11 @@ def scan(
     kernel = _kernel() if x_BLD.is_cuda and state_BDN is None else None
     if kernel is None:
         return selective_scan(x_BLD, delta_BLD, A_DN, B_BLN, C_BLN, state_BDN)
-    inputs = (tensor.transpose(1, 2).contiguous() for tensor in (x_BLD, delta_BLD.to(x_BLD.dtype)))
-    found = kernel(
-        *inputs, A_DN, B_BLN.transpose(1, 2).contiguous(), C_BLN.transpose(1, 2).contiguous(), return_last_state=final
-    )
+    # One type for all, as the kernel wants it; in half precision delta would be rounded.
+    x_BDL, delta_BDL, B_BNL, C_BNL = (t.float().transpose(1, 2).contiguous() for t in (x_BLD, delta_BLD, B_BLN, C_BLN))
+    found = kernel(x_BDL, delta_BDL, A_DN, B_BNL, C_BNL, return_last_state=final)
     y_BDL, last_BDN = found if final else (found, None)
-    return y_BDL.transpose(1, 2), last_BDN
+    return y_BDL.transpose(1, 2).to(x_BLD.dtype), last_BDN
 
 
 @cache

@@ -23,6 +23,8 @@ from peftcli.tasks.tokens import Tokens, cut_to_fit
 
 HEAD = 1000
 """Rows of a stream that its labels are learnt from."""
+LISTED = 5
+"""Labels that a message names at most."""
 
 
 class ClassificationTask(Task):
@@ -55,7 +57,7 @@ class ClassificationTask(Task):
         if not isinstance(splits.train, Rows):
             seen.update(list(self.config.labels))
         if strange := [name for name in self.config.labels if name not in seen]:
-            raise UserError(*(unknown("label", name, seen, where="task.labels") for name in strange))
+            raise UserError(*_strange(strange, seen))
         if len(seen) < 2:
             raise CheckFailed("label-mismatch", f"all training rows have one label: {', '.join(seen)}")
         for name in ("validation", "test"):
@@ -232,6 +234,15 @@ def _collisions(labels: list[str], firsts: list[list[int]], tokens: Tokens) -> l
 
 def _wide(scores: Tensor) -> Tensor:
     return scores if scores.dtype == torch.float64 else scores.float()
+
+
+def _strange(names: list[str], seen: Iterable[str]) -> list[Mistake]:
+    """Labels that no training row has: each with its neighbours, or where they are many, that the rows are few."""
+    if len(names) <= LISTED:
+        return [unknown("label", name, seen, where="task.labels") for name in names]
+    what = f"no training row has {len(names)} of these labels: {', '.join(names[:LISTED])}, ..."
+    hint = "take more training rows (data.rows.train), so that each label is among them, or name other labels"
+    return [Mistake(what, "task.labels", hint=hint)]
 
 
 def _count(rows: Any) -> Counter[str]:

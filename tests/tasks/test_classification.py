@@ -180,3 +180,10 @@ def test_baselines_learn_from_training_rows_only(splits):
     assert tfidf.metrics["accuracy"] == 1
     assert tfidf.metrics["loss"] < majority.metrics["loss"]
     assert made(data, prompt="{text}").baselines(splits(train)) == []
+
+
+def test_rows_too_few_for_the_named_labels_are_one_mistake(splits):
+    with pytest.raises(UserError, match="no training row has 6 of these labels: a, b, c, d, e,") as caught:
+        made(splits(ROWS), labels={name: name * 2 for name in "abcdef"})
+    assert len(caught.value.mistakes) == 1
+    assert "data.rows.train" in str(caught.value)

@@ -23,9 +23,9 @@ class Settings:
     pruned: int | float = 0
     """Channels that are silenced for good, the least important ones: a count (1 is one) or a share (1.0 is all)."""
     warmup: int | float = 0.05
-    """Steps before the selection by magnitude or abar: a count (the paper takes 500) or a share of all steps."""
+    """Steps before magnitude or abar selects: a count (paper: 500), or a share of all steps, at most an epoch."""
     calibration_batches: int = 8
-    """Batches whose gradients rank channels, for taylor and pruned; at most a twentieth of the run's steps."""
+    """Batches (or micro-batches) whose gradients rank channels, for taylor and pruned; at most 1/20 of the steps."""
     r: int = 8
     """Rank of LoRA."""
     alpha: float = 8.0

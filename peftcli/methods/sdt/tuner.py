@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from peft.utils import ModulesToSaveWrapper
 from torch import Tensor, nn
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
@@ -47,6 +48,7 @@ class Method(contract.Method):
         self._scores: dict[str, Tensor] = {}
         self._importance: dict[str, Tensor] = {}
         self._stepped = False
+        self._batches_per_epoch: int | None = None
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract. On the meta device `auto` counts as the most channels and states that it can mean.
@@ -91,6 +93,7 @@ class Method(contract.Method):
         ]
 
     def _check_warmup(self, calibration: Calibration) -> None:
+        self._batches_per_epoch = calibration.batches_per_epoch
         steps = self._warmup_steps(calibration.total_steps)
         if steps > calibration.batches_per_epoch:
             raise UserError(
@@ -140,7 +143,10 @@ class Method(contract.Method):
 
     def _warmup_steps(self, total_steps: int) -> int:
         warmup = self.settings.warmup
-        steps = warmup if isinstance(warmup, int) else maths.count(warmup, total_steps)
+        if isinstance(warmup, int):
+            steps = warmup
+        else:
+            steps = min(maths.count(warmup, total_steps), self._batches_per_epoch or total_steps)
         if steps >= total_steps:
             raise UserError(
                 Mistake(
@@ -167,6 +173,7 @@ class Method(contract.Method):
                 channels, states, pruned = (torch.arange(size) for size in self._most(*layer.shape))
                 layer.choose(ADAPTER, Selection(channels, states.repeat(len(channels), 1)), pruned)
             layer.start_lora(ADAPTER)
+        _start_heads(model)
         self._note_sizes(model)
         if ran and warmed:
             self._say(model, None)
@@ -199,7 +206,9 @@ class Method(contract.Method):
 
     def restore(self, model: nn.Module, state: dict[str, Tensor]) -> None:
         """See the contract."""
-        self._scores = {name.removesuffix(".score"): t for name, t in state.items() if name.endswith(".score")}
+        # A checkpoint's tensors come in any order, and sizes are told in the model's.
+        named = ((name, f"{name}.score") for name, _ in layers(model))
+        self._scores = {name: state[key] for name, key in named if key in state}
         for name, layer in layers(model):
             if f"{name}.channels" in state:
                 selection = Selection(state[f"{name}.channels"], state[f"{name}.states"])
@@ -260,6 +269,13 @@ def layers(model: Any) -> Iterator[tuple[str, SdtLayer]]:
     for name, module in model.get_base_model().named_modules():
         if isinstance(module, SdtLayer):
             yield name, module
+
+
+def _start_heads(model: nn.Module) -> None:
+    """Give what is trained whole (a classification head) the values it had when it was attached."""
+    for module in model.modules():
+        if isinstance(module, ModulesToSaveWrapper):
+            module.modules_to_save[ADAPTER].load_state_dict(module.original_module.state_dict())
 
 
 def _sizes(selection: Selection, pruned_X: Tensor) -> list[int]:
