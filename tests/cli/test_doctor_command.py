@@ -71,7 +71,7 @@ def test_threads_that_the_environment_sets_are_a_note(monkeypatch) -> None:
 def test_asked_for_the_network_it_says_that_there_is_none() -> None:
     row = look("--network")["network"]
     assert row["state"] == "note"
-    assert "model.source=sample" in row["do"]
+    assert "model.source=bundled, sample and folder" in row["do"]
 
 
 def test_words_for_a_person() -> None:
