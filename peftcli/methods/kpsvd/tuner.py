@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from math import sqrt
 from typing import Any
 
 import torch
@@ -105,8 +104,10 @@ class Method(contract.Method):
             raise UserError(Mistake("method.source=gradient looks at a calibration set, and there is none"))
         found = gradients.mean(model, weights, calibration, settings.calibration_batches)
         # One step size for all: scaled each on its own, modules that hardly matter would start as large as the others.
-        size = sqrt(_energy(weights) / max(_energy(found), torch.finfo(torch.float64).tiny))
-        return {name: gradient.mul_(size) for name, gradient in found.items()}
+        # Taking more out of a weight than its own size would cost digits of what is left.
+        sizes = {name: float(torch.linalg.vector_norm(gradient)) for name, gradient in found.items()}
+        step = min((_size(weights[name]) / size for name, size in sizes.items() if size), default=1.0)
+        return {name: gradient.mul_(step) for name, gradient in found.items()}
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The first factors, and which candidates they are: computed anew they may differ in their last bits."""
@@ -138,8 +139,8 @@ class Method(contract.Method):
         return spectra.figures(self._starts, self.notes)
 
 
-def _energy(tensors: Weights) -> float:
-    return sum(float(tensor.detach().float().square().sum(dtype=torch.float64)) for tensor in tensors.values())
+def _size(weight: Tensor) -> float:
+    return float(torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)))
 
 
 def _on_meta(model: nn.Module, name: str) -> bool:
