@@ -14,6 +14,7 @@ server.set_forkserver_preload(
         "peftcli.methods.lora.tuner",
         "peftcli.methods.full.tuner",
         "peftcli.methods.sdt.tuner",
+        "peftcli.methods.kpsvd.tuner",
         "peftcli.reports.page",
         "peftcli.reports.figures",
         "matplotlib.backends.backend_svg",

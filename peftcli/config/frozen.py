@@ -30,11 +30,14 @@ def save(config: RunConfig, path: Path) -> None:
 
 
 def anchored(config: RunConfig) -> RunConfig:
-    """The same run with local files and model folder as absolute paths, so that it can be used from any folder."""
+    """The same run with local files and model folders as absolute paths, so that it can be used from any folder."""
     model, files = config.model, {split: _anchored(value) for split, value in config.data.files.items()}
     if model.source == "folder":
         model = replace(model, name=str(Path(os.path.expanduser(model.name)).absolute()))
-    return replace(config, model=model, data=replace(config.data, files=files))
+    method = config.method
+    if tuned := getattr(method, "tuned", None):
+        method = replace(method, tuned=str(Path(os.path.expanduser(tuned)).absolute()))
+    return replace(config, model=model, method=method, data=replace(config.data, files=files))
 
 
 def _anchored(value: Any) -> Any:

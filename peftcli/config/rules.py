@@ -61,7 +61,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.budget": (1, inf),
     "method.min_rank": (1, inf),
     "method.max_rank": (1, inf),
-    "method.loss_increase": (_TINY, inf),
+    "method.loss_increase": (0, 1 - 1e-9),
     "method.iterations": (1, inf),
     "seed": (0, 2**32 - 1),
     "data.seed": (0, 2**32 - 1),
@@ -197,6 +197,18 @@ RULES = (
         lambda least, most: least > most,
         "method.min_rank is larger than method.max_rank",
         "leave room between them, or make them equal",
+    ),
+    Rule(
+        ("method.source", "method.tuned"),
+        lambda source, tuned: source == "delta" and not tuned,
+        "method.source is delta, and method.tuned does not say where the fine-tuned model is",
+        "for example method.tuned=runs/NAME/model, of a run of method=full",
+    ),
+    Rule(
+        ("method.tuned", "method.source"),
+        lambda tuned, source: bool(tuned) and source != "delta",
+        "method.tuned only means something with method.source=delta",
+        "add method.source=delta, or remove method.tuned",
     ),
     Rule(
         ("training.micro_batch_size", "training.batch_size", "training.batch_tokens"),

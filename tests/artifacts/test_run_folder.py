@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import ModelConfig
 from peftcli.data.formats import find
+from peftcli.methods.kpsvd.settings import Settings as Kpsvd
 
 
 def filled(run: RunFolder, steps: int) -> RunFolder:
@@ -57,6 +59,8 @@ def test_a_run_finds_its_files_and_its_model_from_any_other_folder(tmp_path, mon
     assert kept.data.files["test"] == kept.data.files["validation"] == str(start / "c[d].jsonl")
     assert Path(kept.model.name).resolve() == tmp_path / "base"
     assert frozen.anchored(kept) == kept
+    tuned = replace(run_config(), method=Kpsvd(source="delta", tuned="runs/full/model"))
+    assert frozen.anchored(tuned).method.tuned == str(tmp_path / "runs/full/model")
     assert frozen.anchored(run_config()).model.name == "tiny"
 
 

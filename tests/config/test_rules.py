@@ -119,6 +119,8 @@ def test_the_ends_of_a_range_are_allowed(override):
         (["method=kpsvd", "method.energy=0.5"], "method.energy chooses ranks"),
         (["method=kpsvd", "method.budget=5000"], "method.budget chooses ranks"),
         (["method=kpsvd", "method.rank=auto", "method.min_rank=40"], "method.min_rank is larger"),
+        (["method=kpsvd", "method.source=delta"], "where the fine-tuned model is"),
+        (["method=kpsvd", "method.tuned=runs/full/model"], "only means something with method.source=delta"),
         (["training.batch_size=8", "training.micro_batch_size=9"], "larger than training.batch_size"),
         (["training.early_stopping=2", "training.eval_every=end"], "needs measurements before the end"),
         ([*GENERATION, "task.best_metric=rouge_l", "task.generated_rows=0"], "generated rows"),

@@ -1,4 +1,4 @@
-"""KPSVD in the contract matrix: both kinds of base, trained singular values, automatic ranks, PiSSA's shapes."""
+"""KPSVD in the contract matrix: both bases, trained singular values, automatic ranks, the gradient, PiSSA's shapes."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ class TestContract(MethodContract):
         Row("kpsvd", {"rank": "auto", "energy": 0.3, "targets": ["attention", "mlp.down"]}, "auto"),
         Row("kpsvd", {"rank": "auto", "budget": 3000, "base": "delta"}, "budget"),
         Row("kpsvd", {"rank": "auto", "max_rank": 4}, "calibrated", architecture=HEAD),
+        Row("kpsvd", {"rank": "auto", "source": "gradient", "loss_increase": 0.5}, "gradient", base=tiny.mamba),
         Row("kpsvd", {"rank": 2}, "mamba", base=tiny.mamba),
         Row("kpsvd", {"rank": 4, "factors": "thin"}, "thin", architecture=HEAD),
     )

@@ -14,7 +14,6 @@ from safetensors.torch import load_file
 from torch import nn
 
 from peftcli.config.errors import UserError
-from peftcli.methods.contract import Calibration
 from peftcli.methods.kpsvd import maths, plan
 from peftcli.methods.kpsvd.config import KpsvdConfig
 from peftcli.methods.kpsvd.function import KroneckerLayer, Product
@@ -318,35 +317,6 @@ def test_a_weight_without_contents_is_refused_unless_all_are():
 def test_layers_of_another_kind_are_refused(kind):
     with pytest.raises(UserError, match="KPSVD adapts"):
         get_peft_model(nn.Sequential(kind), KpsvdConfig(target_modules=["0"]))
-
-
-def far_from(base: Any) -> Calibration:
-    """What the loop hands to `attach`, with a loss that grows with the distance from the base's outputs."""
-    logits = base.outputs(base.model)
-    return Calibration([base.batch], lambda model, batch: 1 + (model(**batch).logits - logits).square().mean(), 1, 3)
-
-
-@pytest.mark.parametrize("base", ["residual", "delta"])
-def test_calibration_takes_the_cheapest_setting_within_the_bound(base):
-    settings = {"rank": "auto", "max_rank": 12, "base": base, "targets": ["attention", "mlp"]}
-    counts = []
-    for bound in (1e-9, 1.0, 10.0):
-        row = Row("kpsvd", {**settings, "loss_increase": bound})
-        rows, method = row.new_base(), row.new_method()
-        model = method.attach(rows.model, rows.family, far_from(row.new_base()))
-        untouched = row.new_base()
-        torch.testing.assert_close(untouched.outputs(model.eval()), untouched.outputs(untouched.model))
-        counts.append(sum(p.numel() for p in model.parameters() if p.requires_grad))
-        assert "is allowed" in method.notes[0]
-        assert "bound by calibration in 14" in method.notes[-1]
-        assert sum(model.peft_config["default"].rank_pattern.values()) == sum(
-            layer.kpsvd_U["default"].shape[0] for layer in layers(model)
-        )
-        train(model, method, rows)
-        method.finish(model)
-        expected = untouched.model.model.layers[1].mlp.up_proj.weight
-        assert torch.equal(model.unload().model.layers[1].mlp.up_proj.weight, expected)
-    assert counts[0] > counts[1] > counts[2]
 
 
 def test_the_report_shows_every_module():

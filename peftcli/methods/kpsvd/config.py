@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from peft import PeftConfig
 
 from peftcli.methods.kpsvd.ranks import Rule
 from peftcli.methods.peft_types import PeftName
+
+if TYPE_CHECKING:
+    from peftcli.methods.kpsvd.start import Start
 
 NAME = "KPSVD"
 RULE = ("energy", "energy_of", "elbow", "min_rank", "max_rank", "budget")
@@ -39,6 +42,7 @@ class KpsvdConfig(PeftConfig):
         seed: Of its random start.
         start: `svd` decomposes the weights; `file` leaves the factors zero, to be loaded.
         save_dtype: `float32` saves the factors as they are, `bfloat16` the first ones and their change in that type.
+        starts: Where modules start, by name, if that is known already; no field, and not saved.
     """
 
     rank: int | Literal["auto"] = 2
@@ -66,6 +70,7 @@ class KpsvdConfig(PeftConfig):
         """Name the type."""
         super().__post_init__()
         self.peft_type: Any = PeftName(NAME)
+        self.starts: dict[str, Start] = {}
         if isinstance(self.target_modules, list):
             self.target_modules = set(self.target_modules)  # type: ignore[assignment]  # as PEFT's own tuners do
 

@@ -10,6 +10,7 @@ Letters: as in `maths`.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -72,20 +73,32 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
             U, V = torch.zeros(terms, split.m, split.n, **made), torch.zeros(terms, split.p, split.q, **made)
             S = torch.zeros(terms, **made)
         else:
-            kept = (start.terms.U[:terms], start.terms.V[:terms], start.terms.sigma[:terms] / scale)
-            U, V, S = (tensor.to(**made, copy=True) for tensor in kept)
+            kept = list(start.kept)
+            chosen = (start.terms.U[kept], start.terms.V[kept], start.terms.sigma[kept] / scale)
+            U, V, S = (tensor.to(**made, copy=True) for tensor in chosen)
         if config.sigma == "absorbed":
             root_K11 = S.sqrt()[:, None, None]
             U, V = U * root_K11, V * root_K11
         if config.save_dtype == "bfloat16":
             # So that the first factors are saved without loss; see `KpsvdModel._get_adapter_state_dict`.
             U, V, S = (tensor.bfloat16().to(dtype) for tensor in (U, V, S))
-        self.scaling[adapter], self.takes_out[adapter] = scale, config.base == "residual"
-        self.kpsvd_U[adapter], self.kpsvd_V[adapter] = nn.Parameter(U), nn.Parameter(V)
-        self.kpsvd_U0[adapter], self.kpsvd_V0[adapter] = U.clone(), V.clone()
-        if config.sigma == "trained":
-            self.kpsvd_S[adapter], self.kpsvd_S0[adapter] = nn.Parameter(S), S.clone()
-        self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
+        self.takes_out[adapter] = config.base == "residual"
+        first = {"U0": U, "V0": V} | ({"S0": S} if config.sigma == "trained" else {})
+        self.begin(adapter, first, scale, config.inference_mode)
+
+    def begin(self, adapter: str, first: Mapping[str, Tensor], scale: float, inference_mode: bool = False) -> None:
+        """Start an adapter at these factors, as `first` gives them."""
+        self.put_back()
+        self.scaling[adapter] = scale
+        for key, tensor in first.items():
+            getattr(self, f"kpsvd_{key}")[adapter] = tensor.clone()
+            getattr(self, f"kpsvd_{key[0]}")[adapter] = nn.Parameter(tensor)
+        self.set_adapter(self.active_adapters, inference_mode=inference_mode)
+
+    def first(self, adapter: str) -> dict[str, Tensor]:
+        """Copies of the factors as they were at the start: U0 [K, M, N], V0 [K, P, Q] and, where trained, S0 [K]."""
+        stored = {key: getattr(self, f"kpsvd_{key}") for key in ("U0", "V0", "S0")}
+        return {key: tensors[adapter].clone() for key, tensors in stored.items() if adapter in tensors}
 
     def factors(self, adapter: str) -> tuple[Tensor, Tensor]:
         """U with scale and singular values [K, M, N], and V [K, P, Q]."""
@@ -156,17 +169,6 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
             self.merge(safe_merge, adapter_names)
         self.put_back()
         return self.base_layer  # type: ignore[no-any-return]
-
-    def cut(self, adapter: str, terms: int) -> None:
-        """Keep the leading terms of an adapter that was not trained yet."""
-        self.put_back()
-        for trained in (self.kpsvd_U, self.kpsvd_V, self.kpsvd_S):
-            if adapter in trained:
-                trained[adapter] = nn.Parameter(trained[adapter].detach()[:terms].clone())
-        for first in (self.kpsvd_U0, self.kpsvd_V0, self.kpsvd_S0):
-            if adapter in first:
-                first[adapter] = first[adapter][:terms].clone()
-        self.set_adapter(self.active_adapters)
 
     def settle(self, adapter: str) -> None:
         """Leave the weight as it is from now on."""

@@ -43,7 +43,7 @@ class KpsvdModel(BaseTuner):
             self.starts: dict[str, dict[str, Start]] = {}
         adapter = next(name for name, other in self.peft_config.items() if other is config)
         with torch.no_grad():
-            found = start.find(weights, config) if config.start == "svd" else {}
+            found = config.starts or (start.find(weights, config) if config.start == "svd" else {})
         self.starts[adapter] = found
         cuts = {name: each.cut for name, each in found.items()} if found else start.counted(splits, config)
         config.rank_pattern = {name: cut.terms for name, cut in cuts.items()}

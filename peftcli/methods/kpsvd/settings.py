@@ -12,6 +12,11 @@ class Settings:
 
     name: Literal["kpsvd"] = "kpsvd"
     """The method."""
+    source: Literal["weight", "gradient", "delta"] = "weight"
+    """What is decomposed into the terms that training starts with: the weight, the gradient on calibration rows, or
+    what a full fine-tuning changed (`tuned`). The start is the base's function with any."""
+    tuned: str | None = None
+    """With source=delta: folder of the fine-tuned model's safetensors, such as `model` in a run of method=full."""
     rank: int | Literal["auto"] = 2
     """Terms of each module, or auto: as many as `energy`, `elbow`, `budget` or a calibration set find worth it."""
     alpha: float | None = None
@@ -41,11 +46,11 @@ class Settings:
     """Fewest terms of a module with rank=auto."""
     max_rank: int = 32
     """Most terms of a module with rank=auto, and how many are looked at."""
-    loss_increase: float = 0.01
-    """With rank=auto and neither `energy` nor `budget`: how much larger the loss on calibration rows may become
-    without the terms that are not kept, as a share of it."""
+    loss_increase: float = 0.2
+    """With rank=auto and neither `energy` nor `budget`: how much higher the loss is predicted to be than with all
+    candidates trained, as a share of the decrease that is predicted with these."""
     calibration_batches: int = 8
-    """Training batches that this loss is measured on."""
+    """Training batches whose gradient makes this prediction, or is the source."""
     iterations: int = 12
     """Steps of the block Krylov method that finds the terms; more come closer to the exact ones."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -35,7 +35,7 @@ def figures(starts: Mapping[str, Start], notes: Sequence[str] = ()) -> list[dict
         return []
     said = " ".join(f"{note}." for note in notes) or f"{summary(starts)}."
     caption = (
-        "Singular values of each weight's Kronecker terms, as shares of the first; the kept terms are filled, and the "
+        "Singular values of each module's Kronecker terms, as shares of the first; the kept terms are filled, and the "
         f"colour says what decided their number. {said}"
     )
     return [{"title": "Kronecker spectra", "svg": _grid(starts), "caption": caption}]
@@ -61,16 +61,16 @@ def _grid(starts: Mapping[str, Start]) -> str:
 def _cell(name: str, found: Start) -> str:
     """A module's name, its singular values as bars, and its number of terms."""
     sigma = found.terms.sigma.tolist()
-    kept, color, step = found.cut.terms, COLORS[found.cut.bound], WIDE / len(sigma)
+    color, step = COLORS[found.cut.bound], WIDE / len(sigma)
     bars = "".join(
         f'<rect x="{k * step:.1f}" y="{HEAD + HIGH * (1 - value / sigma[0]):.1f}" width="{0.8 * step:.1f}" '
-        f'height="{HIGH * value / sigma[0]:.1f}" fill="{color if k < kept else "#dddddd"}"/>'
+        f'height="{HIGH * value / sigma[0]:.1f}" fill="{color if k in found.kept else "#dddddd"}"/>'
         for k, value in enumerate(sigma)
     )
     label = escape(_short(name))
     return (
         f'<text x="0" y="9" font-size="9" fill="#222222">{label}</text>{bars}'
-        f'<text x="{WIDE}" y="9" font-size="9" text-anchor="end" fill="{color}">{kept}</text>'
+        f'<text x="{WIDE}" y="9" font-size="9" text-anchor="end" fill="{color}">{found.cut.terms}</text>'
     )
 
 

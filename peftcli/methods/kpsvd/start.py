@@ -31,17 +31,20 @@ class Start:
     Attributes:
         terms: Its candidates.
         cut: How many of them are kept, and why.
+        kept: Places of these among the candidates, rising.
     """
 
     terms: Terms
     cut: Cut
+    kept: tuple[int, ...]
 
 
 def find(weights: Mapping[str, Tensor], config: KpsvdConfig) -> dict[str, Start]:
     """The start of every module.
 
     Args:
-        weights: By module name; [O, I], or of a convolution [O, I, height, width].
+        weights: By module name, or what else is to be decomposed in their place; [O, I], or of a convolution
+            [O, I, height, width].
         config: Of the adapter; `rank_pattern` goes before the rule.
 
     Raises:
@@ -57,7 +60,7 @@ def find(weights: Mapping[str, Tensor], config: KpsvdConfig) -> dict[str, Start]
         for name, terms in zip(names, leading(batch, split, wanted, config.seed, config.iterations), strict=True):
             found[name] = _existing(terms)
     cuts = _cuts({name: found[name] for name in weights}, config)
-    return {name: Start(found[name], cut) for name, cut in cuts.items()}
+    return {name: Start(found[name], cut, tuple(range(cut.terms))) for name, cut in cuts.items()}
 
 
 def check(weights: Mapping[str, Tensor]) -> None:

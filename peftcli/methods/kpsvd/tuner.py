@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
-from itertools import islice
 from typing import Any
 
+import torch
 from peft import PeftModel
-from torch import nn
+from torch import Tensor, nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
 from peftcli.methods.contract import Calibration
 from peftcli.methods.injection import inject
-from peftcli.methods.kpsvd import calibrated, spectra
+from peftcli.methods.kpsvd import gains, gradients, spectra, start, tuned
 from peftcli.methods.kpsvd.config import NAME, KpsvdConfig
-from peftcli.methods.kpsvd.layer import KpsvdLayer
+from peftcli.methods.kpsvd.gradients import Weights
+from peftcli.methods.kpsvd.layer import KpsvdLayer, check_kind
 from peftcli.methods.kpsvd.model import KpsvdModel
 from peftcli.methods.kpsvd.settings import Settings
 from peftcli.methods.kpsvd.start import Start
@@ -42,23 +43,21 @@ class Method(contract.Method):
         """See the contract. On the meta device the factors are shapes alone, as many as there may be.
 
         Raises:
-            UserError: What `start.find` and `ranks.choose` say, or there is no calibration set to choose ranks with.
+            UserError: What `start.find`, `ranks.choose` and `tuned.changes` say, or there is no calibration set where
+                one is needed.
+            CheckFailed: What `gradients.visit` says.
         """
         register(PEFT_TYPE)
         names = roles.resolve(model, family, self.settings.targets or family.default_targets)
         config = self._config()
-        measures = config.rank == "auto" and config.energy is None and config.budget is None
         if all(getattr(model.get_submodule(name), "weight", None) is None or _on_meta(model, name) for name in names):
-            config.start, measures = "file", False
-        if measures and calibration is None:
-            hint = "give method.energy or method.budget, or a number as method.rank"
-            raise UserError(Mistake("method.rank=auto chooses by a calibration set, and there is none", hint=hint))
+            config.start = "file"
+        elif self._measures or self.settings.source != "weight":
+            config.starts = self._found(model, names, config, calibration)
         wrapped: Any = inject(model, config, names)
         self._starts = wrapped.base_model.starts[ADAPTER]
-        if measures and calibration is not None:
-            self._measure(wrapped, calibration)
-        elif config.rank == "auto" and self._starts:
-            self.notes = [spectra.summary(self._starts)]
+        if config.rank == "auto" and self._starts:
+            self.notes.append(spectra.summary(self._starts))
         return wrapped
 
     def _config(self) -> KpsvdConfig:
@@ -66,17 +65,68 @@ class Method(contract.Method):
         given = {name: value for name, value in vars(self.settings).items() if name in known}
         return KpsvdConfig(**given)
 
-    def _measure(self, model: Any, calibration: Calibration) -> None:
-        """Cut the layers, which hold all candidates, to what the calibration set asks for."""
+    @property
+    def _measures(self) -> bool:
+        settings = self.settings
+        return settings.rank == "auto" and settings.energy is None and settings.budget is None
+
+    def _found(
+        self, model: nn.Module, names: list[str], config: KpsvdConfig, calibration: Calibration | None
+    ) -> dict[str, Start]:
+        """Where the modules start, as far as the weights alone do not say it."""
+        if self._measures and calibration is None:
+            hint = "give method.energy or method.budget, or a number as method.rank"
+            raise UserError(Mistake("method.rank=auto chooses by a calibration set, and there is none", hint=hint))
+        for name in names:
+            check_kind(model.get_submodule(name))
+        weights: dict[str, Tensor] = {name: model.get_submodule(name).weight for name in names}  # type: ignore[misc]
+        start.check(weights)
+        with torch.no_grad():
+            starts = start.find(self._source(model, weights, calibration), config)
+        if not self._measures or calibration is None:
+            return starts
+        candidates = {name: found.terms for name, found in starts.items()}
+        batches, trained = self.settings.calibration_batches, config.sigma == "trained"
+        measured = gains.measure(model, weights, candidates, calibration, batches, trained)
+        starts, told = gains.cut(starts, measured, config, self.settings.loss_increase)
+        self.notes.append(told)
+        return starts
+
+    def _source(self, model: nn.Module, weights: Weights, calibration: Calibration | None) -> Weights:
+        """What is decomposed in each module."""
+        settings = self.settings
+        if settings.source == "weight":
+            return weights
+        if settings.source == "delta":
+            assert settings.tuned is not None
+            return tuned.changes(settings.tuned, weights)
+        if calibration is None:
+            raise UserError(Mistake("method.source=gradient looks at a calibration set, and there is none"))
+        found = gradients.mean(model, weights, calibration, settings.calibration_batches)
+        # One step size for all: scaled each on its own, modules that hardly matter would start as large as the others.
+        # Taking more out of a weight than its own size would cost digits of what is left.
+        sizes = {name: float(torch.linalg.vector_norm(gradient)) for name, gradient in found.items()}
+        step = min((_size(weights[name]) / size for name, size in sizes.items() if size), default=1.0)
+        return {name: gradient.mul_(step) for name, gradient in found.items()}
+
+    def state(self, model: nn.Module) -> dict[str, Tensor]:
+        """The first factors, and which candidates they are: computed anew they may differ in their last bits."""
+        kept = {f"{name}.kept": torch.tensor(found.kept) for name, found in self._starts.items()}
+        first = {f"{name}.{key}": t for name, layer in _layers(model) for key, t in layer.first(ADAPTER).items()}
+        return kept | first
+
+    def restore(self, model: Any, state: dict[str, Tensor]) -> None:
+        """See the contract."""
         config = model.peft_config[ADAPTER]
-        batches = list(islice(calibration.batches, self.settings.calibration_batches))
-        bound = self.settings.loss_increase
-        chosen = calibrated.choose(model, batches, calibration.loss, self._starts, config.rule, bound)
         for name, layer in _layers(model):
-            layer.cut(ADAPTER, chosen.cuts[name].terms)
-        self._starts = {name: Start(found.terms, chosen.cuts[name]) for name, found in self._starts.items()}
-        config.rank_pattern = {name: cut.terms for name, cut in chosen.cuts.items()}
-        self.notes = [*chosen.notes, spectra.summary(self._starts)]
+            now = layer.first(ADAPTER)
+            then = {key: state[f"{name}.{key}"].to(tensor.device) for key, tensor in now.items()}
+            if all(torch.equal(tensor, then[key]) for key, tensor in now.items()):
+                continue
+            kept, found = tuple(state[f"{name}.kept"].tolist()), self._starts[name]
+            self._starts[name] = Start(found.terms, dataclasses.replace(found.cut, terms=len(kept)), kept)
+            config.rank_pattern[name] = len(kept)
+            layer.begin(ADAPTER, then, config.scale(len(kept)))
 
     def finish(self, model: Any) -> None:
         """Give the base its own weights back, bit for bit; the adapter is now a change of them."""
@@ -87,6 +137,10 @@ class Method(contract.Method):
     def figures(self, model: Any) -> list[dict[str, Any]]:
         """Every module's spectrum with its cut and what decided it."""
         return spectra.figures(self._starts, self.notes)
+
+
+def _size(weight: Tensor) -> float:
+    return float(torch.linalg.vector_norm(weight, dtype=torch.promote_types(weight.dtype, torch.float32)))
 
 
 def _on_meta(model: nn.Module, name: str) -> bool:
