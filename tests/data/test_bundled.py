@@ -53,7 +53,7 @@ def test_the_bundled_model_loads_and_continues_a_definition():
     written = loaded.model.generate(**words, max_new_tokens=8, do_sample=False)
     said = loaded.tokenizer.decode(written[0, words["input_ids"].shape[1] :], skip_special_tokens=True)
     assert said.startswith(" ")
-    assert len(said.split()) >= 3
+    assert "dog" in said
 
 
 def test_the_recipe_counts_the_model_that_ships():
