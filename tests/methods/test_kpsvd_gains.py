@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from safetensors.torch import save_file
 
 from peftcli.config.errors import CheckFailed, UserError
+from peftcli.methods import gradients
 from peftcli.methods.contract import Calibration
-from peftcli.methods.kpsvd import gains, gradients
+from peftcli.methods.kpsvd import gains
 from peftcli.methods.kpsvd.decomposition import leading
 from peftcli.methods.kpsvd.layer import KpsvdLayer
 from peftcli.methods.kpsvd.maths import total

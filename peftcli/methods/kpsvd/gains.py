@@ -17,11 +17,12 @@ from heapq import nlargest
 import torch
 from torch import Tensor, nn
 
+from peftcli.methods import gradients
 from peftcli.methods.contract import Calibration
-from peftcli.methods.kpsvd import gradients, maths
+from peftcli.methods.gradients import Weights
+from peftcli.methods.kpsvd import maths
 from peftcli.methods.kpsvd.config import KpsvdConfig
 from peftcli.methods.kpsvd.decomposition import Terms
-from peftcli.methods.kpsvd.gradients import Weights
 from peftcli.methods.kpsvd.ranks import Cut
 from peftcli.methods.kpsvd.start import Start, cost
 

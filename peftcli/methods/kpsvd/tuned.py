@@ -9,7 +9,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from peftcli.config.errors import Mistake, UserError, nearest
-from peftcli.methods.kpsvd.gradients import Weights
+from peftcli.methods.gradients import Weights
 from peftcli.models.checkpoint import check_weights
 
 

@@ -11,12 +11,12 @@ from peft import PeftModel
 from torch import Tensor, nn
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods import contract
+from peftcli.methods import contract, gradients
 from peftcli.methods.contract import Calibration
+from peftcli.methods.gradients import Weights
 from peftcli.methods.injection import inject
-from peftcli.methods.kpsvd import gains, gradients, spectra, start, tuned
+from peftcli.methods.kpsvd import gains, spectra, start, tuned
 from peftcli.methods.kpsvd.config import NAME, KpsvdConfig
-from peftcli.methods.kpsvd.gradients import Weights
 from peftcli.methods.kpsvd.layer import KpsvdLayer, check_kind
 from peftcli.methods.kpsvd.model import KpsvdModel
 from peftcli.methods.kpsvd.settings import Settings

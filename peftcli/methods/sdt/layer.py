@@ -79,8 +79,7 @@ class SdtLayer(nn.Module, BaseTunerLayer):
         if sizes is None:
             self.sdt_warmup[adapter] = nn.ParameterDict({"A_log": self._new(*self.shape)})
         else:
-            channels, states, pruned = (torch.arange(size) for size in sizes)
-            self.choose(adapter, Selection(channels, states.repeat(len(channels), 1)), pruned)
+            self.choose(adapter, *maths.first(*sizes))
         self.set_adapter(self.active_adapters, inference_mode=config.inference_mode)
 
     def _new(self, *shape: int) -> nn.Parameter:

@@ -45,6 +45,11 @@ class Selection:
     states_KS: Tensor
 
 
+def first(channels: int, states: int, pruned: int) -> tuple[Selection, Tensor]:
+    """The first channels, states and pruned channels: the sizes of a selection whose indices come from a file."""
+    return Selection(torch.arange(channels), torch.arange(states).repeat(channels, 1)), torch.arange(pruned)
+
+
 def count(amount: int | float, total: int, key: str = "channels") -> int:
     """How many of `total` an amount means.
 

@@ -59,16 +59,17 @@ class Method(contract.Method):
         """
         register(PEFT_TYPE)
         settings, mixers = self.settings, blocks(model)
-        D, N = next(iter(mixers.values())).A_log.shape
-        self._most(D, N)
+        A_log_DN = next(iter(mixers.values())).A_log
+        D, N = A_log_DN.shape
+        most = self._most(D, N)
         config = SdtConfig(
             r=settings.r,
             alpha=settings.alpha,
             dropout=settings.dropout,
             projections=[PROJECTIONS[target] for target in settings.lora_targets],
         )
-        if next(iter(mixers.values())).A_log.is_meta:
-            config.sizes = dict.fromkeys(mixers, self._most(D, N))
+        if A_log_DN.is_meta:
+            config.sizes = dict.fromkeys(mixers, most)
             return inject(model, config, mixers)
         if calibration and settings.selector in WARMED_UP:
             self._check_warmup(calibration)
@@ -170,8 +171,7 @@ class Method(contract.Method):
             if ran:
                 layer.choose(ADAPTER, *self._select(name, self._change(layer.base_layer, changes[name]), None))
             else:
-                channels, states, pruned = (torch.arange(size) for size in self._most(*layer.shape))
-                layer.choose(ADAPTER, Selection(channels, states.repeat(len(channels), 1)), pruned)
+                layer.choose(ADAPTER, *maths.first(*self._most(*layer.shape)))
             layer.start_lora(ADAPTER)
         _start_heads(model)
         self._note_sizes(model)

@@ -1,4 +1,4 @@
-"""The gradient of the loss on calibration rows with respect to the targeted weights, one weight at a time."""
+"""The gradient of the loss on calibration rows with respect to tensors of the untouched base, one at a time."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from peftcli.config.errors import CheckFailed
 from peftcli.methods.contract import Calibration
 
 Weights = Mapping[str, Tensor]
-"""Weights by module name."""
+"""Frozen parameters by a name of the caller's."""
 
 
 def visit(
@@ -24,10 +24,10 @@ def visit(
 
     Args:
         model: The untouched base; in evaluation mode meanwhile.
-        weights: Frozen parameters of it.
+        weights: Which of its parameters.
         calibration: The rows, and the loss.
         batches: Most batches to look at.
-        take: Called with a module's name and the gradient of a batch's mean loss, in the weight's shape and type.
+        take: Called with a name and the gradient of a batch's mean loss, in the parameter's shape and type.
 
     Returns:
         The mean loss, and the number of batches.
