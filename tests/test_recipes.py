@@ -8,7 +8,7 @@ from peftcli.config import catalog
 from peftcli.config.compose import compose
 
 RECIPES = sorted(catalog.recipes())
-OFFLINE = [name for name in RECIPES if not name.startswith(("llama2-7b/", "mamba/"))]
+OFFLINE = [name for name in RECIPES if not name.startswith(("llama2-7b/", "mamba/", "vit/", "resnet/"))]
 SHORT = [
     "training.max_steps=2", "data.rows={train: 12, validation: 4, test: 6}", "training.batch_size=4",
     "training.eval_every=end", "fetch=false",

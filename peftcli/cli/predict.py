@@ -16,12 +16,16 @@ if TYPE_CHECKING:
 
 
 def predict(
-    run: Annotated[Path, typer.Argument(help="The run's folder, or the adapter's folder in it.")],
+    run: Annotated[
+        Path, typer.Argument(help="A run's folder, the adapter's folder in it, or a merged model's folder.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(help="Where the file differs from the run's rows: data.columns.text=body, data.bad_rows=skip."),
     ] = None,
-    input: Annotated[Path | None, typer.Option(help="Rows as jsonl, csv or parquet; no answers are needed.")] = None,
+    input: Annotated[
+        Path | None, typer.Option(help="Rows as jsonl, csv or parquet, or a folder of pictures; no answers are needed.")
+    ] = None,
     text: Annotated[str | None, typer.Option(help="A single text instead of a file.")] = None,
     output: Annotated[
         Path | None, typer.Option(help="A jsonl or csv file to write; standard output if not given.")
@@ -31,28 +35,38 @@ def predict(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Answer the rows of a file, or one text, with a finished run; the file's own columns are kept."""
+    """Answer the rows of a file, one text or a folder of pictures with a finished run; a file's columns are kept."""
     if (input is None) == (text is None):
         raise UserError('give it either a file or one text: --input FILE, or --text "..."')
     if text is not None and output is not None:
         raise UserError("--text prints its answer; --output goes with --input")
     from rich.console import Console
 
-    from peftcli.artifacts import answers
+    from peftcli.artifacts import answers, merged, picture_answers
     from peftcli.artifacts.tuned import open_tuned
     from peftcli.training.prepare import use_cores
 
     kind = answers.form(output)
     with Console(stderr=True).status("loading the model") as status:
-        tuned = open_tuned(run, overrides or [], force=force)
+        alone = merged.is_merged(run) and not overrides
+        tuned = merged.open_merged(run) if alone else open_tuned(run, overrides or [], force=force)
         use_cores(tuned.config.launch)
+        pace = None
+        pictures = tuned.task.architecture == "image-classification"
+        if text is not None and pictures:
+            raise UserError("this run reads pictures: --input FOLDER, or a file whose rows name them")
         if text is not None:
             found: dict[str, Any] = answers.answer_text(tuned, text)
         else:
             assert input is not None
-            rows, notes = answers.answer_file(
-                tuned, input, lambda done, total: status.update(f"{done:,} of {total:,} rows")
-            )
+
+            def shown(done: int, total: int) -> None:
+                status.update(f"{done:,} of {total:,} rows")
+
+            if pictures:
+                rows, notes, pace = picture_answers.answer_pictures(tuned, input, shown)
+            else:
+                rows, notes = answers.answer_file(tuned, input, shown)
     _say_forced(tuned)
     if text is not None:
         typer.echo(json.dumps(found, ensure_ascii=False) if as_json else _line(found))
@@ -63,12 +77,15 @@ def predict(
         answers.save(rows, output)
     if as_json:
         about = {"rows": len(rows), "notes": notes, "forced_base": tuned.forced_base}
+        about |= {"pace": pace.plain()} if pace else {}
         place = {"predictions": rows} if output is None else {"output": str(output)}
         typer.echo(json.dumps(about | place, ensure_ascii=False, default=str))
     elif output is not None:
         typer.echo(f"{len(rows):,} rows answered: {output}")
     else:
         answers.write(rows, sys.stdout, kind)
+    if pace and not as_json:
+        typer.echo(str(pace), err=True)
 
 
 def _say_forced(tuned: Tuned) -> None:

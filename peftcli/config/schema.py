@@ -40,6 +40,8 @@ class ModelConfig:
     """Type of the frozen weights; auto follows `training.precision`."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel, by its name in Transformers."""
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    """BatchNorm stays as it is, its statistics too, or all of it is trained and saved with the adapter."""
     shape: dict[str, Any] = field(default_factory=dict)
     """The checkpoint's configuration (`model_type`, `hidden_size`, ...), so that counting needs no network."""
 
@@ -57,7 +59,8 @@ class DataConfig:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     files: dict[str, Any] = field(default_factory=dict)
-    """Local files by split, paths or globs from the current folder: `{train: [a.jsonl, b/*.jsonl], test: c.csv}`."""
+    """Local files by split, paths or globs from the current folder: `{train: [a.jsonl, b/*.jsonl], test: c.csv}`; for
+    pictures also a folder with a sub-folder for each class."""
     format: Literal["auto", "jsonl", "csv", "parquet"] = "auto"
     """Format of local files; auto goes by the file's ending."""
     columns: dict[str, str] = field(default_factory=dict)
@@ -125,6 +128,57 @@ class GenerationConfig:
     best_metric: str = "loss"
     """Metric that chooses the best checkpoint: loss or perplexity, or with generated rows rouge_l, bleu, exact_match,
     answer_accuracy."""
+
+
+@dataclass
+class AugmentConfig:
+    """Changes drawn anew each time a training picture is read; none reaches validation or test."""
+
+    flip: bool = False
+    """Mirror left and right, half of the time."""
+    flip_vertical: bool = False
+    """Mirror top and bottom, half of the time; for pictures without an up and down."""
+    crop: float = 1.0
+    """Smallest share of a picture's area that a random crop keeps, scaled back to the whole; 1 does not crop."""
+    colour: float = 0.0
+    """Largest change of brightness, contrast and saturation, each as a share of what it was."""
+    rotation: float = 0.0
+    """Largest turn in degrees, either way; uncovered corners become mid grey."""
+    randaugment: int = 0
+    """Operations of RandAugment a picture goes through, drawn from its fourteen; 0 is off."""
+    randaugment_strength: float = 9.0
+    """Strength of RandAugment's operations, from 0 to 30."""
+    mixup: float = 0.0
+    """Alpha of mixup: batches become weighted sums of two pictures and of their labels; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix: a part of each picture comes from another, labels by area; with mixup, one of them a batch."""
+
+
+@dataclass
+class ImageConfig:
+    """Pictures, and the class or classes of each."""
+
+    type: Literal["images"] = "images"
+    """What is learnt."""
+    image_size: int | None = None
+    """Side in pixels of the square that the model sees; null takes the checkpoint's own."""
+    multilabel: bool = False
+    """A picture may have several labels, each with a probability of its own: a list, or one text with `|` between."""
+    positive: str | None = None
+    """Of two labels the one to be found, such as a defect: its probability is a picture's score."""
+    class_weights: bool = False
+    """Rare classes count more in the loss: by the inverse of their share of the training rows."""
+    balanced_sampling: bool = False
+    """Each class comes equally often in an epoch; rows of rare classes repeat, some of the others wait."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    animated: Literal["error", "first"] = "error"
+    """A file of several frames or pages: a row that cannot be used, or its first frame stands for all."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes to the training pictures."""
+    best_metric: str = "accuracy"
+    """Metric that chooses the best checkpoint: accuracy, balanced_accuracy, f1_macro, auroc, average_precision,
+    recall_at_false_alarms, calibration_error or loss; with several labels also exact_match."""
 
 
 @dataclass
@@ -217,7 +271,11 @@ class TrackerConfig:
     """Project name at the tracker."""
 
 
-TASKS: dict[str, type] = {"classification": ClassificationConfig, "generation": GenerationConfig}
+TASKS: dict[str, type] = {
+    "classification": ClassificationConfig,
+    "generation": GenerationConfig,
+    "images": ImageConfig,
+}
 
 
 @dataclass
@@ -228,7 +286,7 @@ class RunConfig:
     data: DataConfig
     method: Any
     """One of the methods' settings classes, by `method.name`."""
-    task: ClassificationConfig | GenerationConfig
+    task: ClassificationConfig | GenerationConfig | ImageConfig
     """One of `TASKS`, by `task.type`."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -13,6 +13,7 @@ from typing import Any
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import DataConfig
 from peftcli.data import checking, origins, splitting
+from peftcli.data.images.places import COLUMN, identified
 from peftcli.data.origins import SPLITS, Origin
 from peftcli.data.rows import Rows
 from peftcli.data.stream import Stream
@@ -111,13 +112,17 @@ def read(
             notes.append("train is streamed: its fingerprint is that of names, sizes and beginnings, not of every row")
             continue
         rows, unreadable = origin.read(columns)
+        if COLUMN in needed:
+            rows, missing = identified(rows)
+            unreadable = unreadable + missing
         rows, unusable = checking.usable(rows, columns, needed, origin)
         bad, total = unreadable + unusable, len(rows) + len(unreadable) + len(unusable)
-        if bad and (config.bad_rows == "error" or len(rows) == 0):
-            mistakes.append(checking.bad_rows(split, bad, total))
+        mistake, note = checking.settled(split, bad, total, config.bad_rows)
+        if mistake:
+            mistakes.append(mistake)
         elif bad:
             skipped[split] = dict(Counter(b.what.split(":")[0] for b in bad))
-            notes.append(f"{split}: left out {checking.some(bad, total)}")
+            notes.append(note)
         elif total == 0:
             mistakes.append(Mistake(f"{split} has no rows", origin.where))
         splits[split] = rows

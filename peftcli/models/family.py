@@ -15,12 +15,14 @@ class Family:
         model_types: The `model_type` values of the configurations that share these module names.
         roles: Role -> regular expression for the end of a module's dotted path, whole path components only.
         default_targets: The roles a method adapts where the recipe names none.
+        blocks: Regular expression for the end of a whole block's path: what is repeated along the model's depth.
     """
 
     name: str
     model_types: tuple[str, ...]
     roles: dict[str, str] = field(default_factory=dict)
     default_targets: tuple[str, ...] = ()
+    blocks: str = ""
 
     def pattern(self, role: str) -> re.Pattern[str]:
         """The role's expression, fit for `fullmatch` on a module's full name."""

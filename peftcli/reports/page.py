@@ -12,7 +12,7 @@ from typing import Any
 
 from peftcli.artifacts import atomic
 from peftcli.config.checks import CHECKS
-from peftcli.reports import figures, quality, record, units, usage
+from peftcli.reports import answers, figures, quality, record, units, usage
 from peftcli.reports.record import Record
 
 HERE = Path(__file__).parent
@@ -64,7 +64,7 @@ def _prose(text: str) -> str:
 def _content(run: Record) -> dict[str, Any]:
     """Everything the template shows, in its order; the template itself decides nothing but layout."""
     report, script = run.report, (HERE / "page.js").read_text(encoding="utf-8")
-    about = report.get("run") or {}
+    about, answered = report.get("run") or {}, (report.get("quality") or {}).get("answers") or {}
     shown, left_out = _examples(report, _group(run, "task").get("type") == "classification")
     checks = sorted(report.get("checks") or [], key=lambda check: bool(check.get("passed")))
     return {
@@ -77,6 +77,8 @@ def _content(run: Record) -> dict[str, Any]:
         "verdict": quality.verdict(report),
         "facts": list(_facts(run)),
         "quality": quality.table(report),
+        "answer_figures": answers.figures(answered),
+        "worst": answers.worst(answered),
         "split": (report.get("quality") or {}).get("split", "test"),
         "cost": list(_cost(report)),
         "checks": checks,

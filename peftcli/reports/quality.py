@@ -11,11 +11,18 @@ from peftcli.reports import units
 PROPORTIONS = frozenset({"accuracy", "exact_match", "answer_accuracy"})
 """Metrics that are a count of right rows over all rows, so that a binomial interval holds."""
 GENERATED = frozenset({"exact_match", "answer_accuracy"})
-SHARES = PROPORTIONS | {"balanced_accuracy", "f1_macro", "f1", "precision", "recall"}
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+SHARES = PROPORTIONS | {
+    "balanced_accuracy", "f1_macro", "f1", "precision", "recall", "auroc", "average_precision",
+    "recall_at_false_alarms", "calibration_error",
+}  # fmt: skip
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "calibration_error"})
 GLOSSES = {
     "balanced_accuracy": "the mean over the classes of the share answered correctly; rare classes count as much",
     "f1_macro": "the mean over the classes of F1, which falls with rows missed and with rows wrongly given",
+    "auroc": "the chance that a row of a class is ranked above one that is not of it; 50 % is guessing",
+    "average_precision": "the mean precision over all thresholds; guessing gives the share of the class",
+    "recall_at_false_alarms": "the share of a class that is found while 5 % of the other rows are taken for it",
+    "calibration_error": "the mean gap between how sure the model is and how often it is right",
 }
 """Metrics that need a line of explanation."""
 Z_95 = 1.959964
@@ -65,7 +72,9 @@ def written(metric: str, value: float | None) -> str:
 
 def title(metric: str) -> str:
     """A metric's name in words."""
-    return {"f1_macro": "F1 (macro)", "rouge_l": "ROUGE-L", "bleu": "BLEU"}.get(metric, metric.replace("_", " "))
+    return {"f1_macro": "F1 (macro)", "rouge_l": "ROUGE-L", "bleu": "BLEU", "auroc": "AUROC"}.get(
+        metric, metric.replace("_", " ")
+    )
 
 
 def higher_is_better(metric: str, quality: dict[str, Any]) -> bool:
@@ -89,6 +98,7 @@ def table(report: dict[str, Any]) -> Table:
     quality = report.get("quality") or {}
     rows = [(str(row.get("name", "")), row.get("metrics") or {}) for row in quality.get("rows") or []]
     names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    rows = rows if names else []  # a run without held-out rows
     main = quality.get("metric")
     metrics = [main, *(m for m in names if m != main)] if main in names else names
     counts = {m: measured_rows(report, m) for m in metrics}

@@ -96,6 +96,7 @@ def quality(
         "rows_measured": 0 if encoded is None else len(encoded),
         "rows_generated": len(tuned.examples),
         "rows": rows,
+        "answers": tuned.answers,
     }
     before = {e["row"]: e["predicted"] for e in base.examples} if base else {}
     examples = [
@@ -148,7 +149,8 @@ def save(
     )  # fmt: skip
     metrics = {"tuned": tuned.metrics}
     if attached.method.saves == "adapter":
-        adapter.save(attached.model, run.adapter, about, metrics)
+        pictures = material.task.architecture == "image-classification"
+        adapter.save(attached.model, run.adapter, about, metrics, material.tokenizer if pictures else None)
         folder = run.adapter
     else:
         adapter.save_model(attached.model, material.tokenizer, run.model, about, metrics)

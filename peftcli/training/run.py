@@ -28,8 +28,6 @@ from peftcli.training.loop import Job, Stopped, train
 from peftcli.training.prepare import Attached, Material
 from peftcli.training.signals import StopRequest
 
-CUT = {"truncated": "cut to the longest length", "dropped": "left out as too long or empty"}
-
 
 def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     """Train the run in a folder to its end, from its newest checkpoint where it has one.
@@ -121,6 +119,8 @@ class _Session:
                 self._begin(material.splits.fingerprint, resumed)
         self._show(material)
         loaded = prepare.load_model(self.config, material, self.accelerator)
+        for note in loaded.notes:
+            self.display.say(f"note: {note}")
         self.loaded_bytes = memory.held(self.accelerator.device)
         feed, steps = prepare.build_feed(self.config, material, self.accelerator)
         attached = prepare.attach(self.config, loaded, material, feed, steps, self.accelerator)
@@ -165,11 +165,9 @@ class _Session:
         for note in material.splits.notes:
             self.display.say(f"note: {note}")
         for name, counts in material.counts().items():
-            parts = [f"{counts['rows']} rows", f"{counts['tokens']:,} tokens", f"{counts['trained_tokens']:,} learnt"]
-            parts += [f"{counts[key]} {word}" for key, word in CUT.items() if counts[key]]
-            self.display.say(f"{name}: {', '.join(parts)}")
+            self.display.say(f"{name}: {material.task.told(counts)}")
         first = (
-            material.train.rows[0]
+            material.train.take([0])[0]
             if not isinstance(material.train, prepare.Stream)
             else material.task.encode(material.train.head(1)[0], material.tokenizer)
         )
@@ -222,10 +220,15 @@ class _Session:
         base = closing.untouched(attached, material, self.config, self.accelerator)
         report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
         report["labels"] = material.task.labels
-        report["data"] = {**material.counts(), "notes": [*material.splits.notes, *attached.method.notes]}
+        report["data"] = {**material.counts(), "notes": self._notes(material, attached)}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
         return self._write(report)
+
+    @staticmethod
+    def _notes(material: Material, attached: Attached) -> list[str]:
+        """What was done with rows, base and adapter that the recipe did not ask for word by word."""
+        return [*material.splits.notes, *attached.loaded.notes, *attached.method.notes]
 
     def _peak(self) -> int:
         """The most bytes held: on CPUs by all processes together, on GPUs by one."""

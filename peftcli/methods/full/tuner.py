@@ -10,7 +10,7 @@ from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
 from peftcli.methods.contract import Calibration, Capabilities, Stage
 from peftcli.methods.full.settings import Settings
-from peftcli.methods.injection import task_type
+from peftcli.methods.injection import has_head, head_of
 from peftcli.models.family import Family
 
 
@@ -53,7 +53,7 @@ class Method(contract.Method):
         return [Stage("head", first, _train_head), Stage("all", total_steps - first, _train_all)]
 
     def _check_head(self, model: Any) -> None:
-        if self.settings.head_first == 0:
+        if self.settings.head_first == 0 or has_head(model):
             return
         embeddings = model.get_input_embeddings()
         if embeddings is not None and _head(model).weight is embeddings.weight:
@@ -66,8 +66,8 @@ class Method(contract.Method):
 
 
 def _head(model: Any) -> Any:
-    if task_type(model) == "SEQ_CLS":
-        return model.get_submodule("score" if hasattr(model, "score") else "classifier")
+    if has_head(model):
+        return model.get_submodule(head_of(model))
     return model.get_output_embeddings()
 
 

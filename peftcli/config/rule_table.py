@@ -1,0 +1,243 @@
+"""The table of values that do not go together, and the metrics of each task."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+METRICS = {
+    "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
+    "generation": ("loss", "perplexity", "rouge_l", "bleu", "exact_match", "answer_accuracy"),
+    "images": (
+        "accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "recall_at_false_alarms",
+        "calibration_error", "exact_match", "loss",
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Values that do not go together.
+
+    Attributes:
+        reads: Dotted keys; the first that was written down is where the message points.
+        broken: Called with the values of `reads`; true where they conflict.
+        what: The message.
+        hint: What to change.
+    """
+
+    reads: tuple[str, ...]
+    broken: Callable[..., bool]
+    what: str
+    hint: str = ""
+
+
+RULES = (
+    Rule(
+        ("data.streaming", "training.max_steps"),
+        lambda streaming, steps: streaming and steps is None,
+        "data.streaming needs training.max_steps: the number of rows is not known beforehand",
+        "add training.max_steps=1000, or data.streaming=false",
+    ),
+    Rule(
+        ("data.streaming", "training.group_by_length"),
+        lambda streaming, grouped: streaming and grouped,
+        "data.streaming and training.group_by_length do not go together: lengths are not known beforehand",
+        "add training.group_by_length=false",
+    ),
+    Rule(
+        ("data.source", "data.files"),
+        lambda source, files: source == "files" and not files.get("train"),
+        "data.source is files, but data.files names no file of the train split",
+        "for example data.files.train=rows.jsonl",
+    ),
+    Rule(
+        ("data.files", "data.source"),
+        lambda files, source: bool(files) and source != "files",
+        "data.files is given, but data.source is not files",
+        "add data.source=files, or remove data.files",
+    ),
+    Rule(
+        ("data.source", "data.name"),
+        lambda source, name: source in ("hub", "sample", "bundled") and not name,
+        "data.name is missing: a hub id, or the name of a sample or of bundled rows",
+        "peft samples list names the samples, peft ls data what is bundled",
+    ),
+    Rule(
+        ("data.subset", "data.source"),
+        lambda subset, source: subset is not None and source != "hub",
+        "data.subset only means something with data.source=hub",
+        "remove data.subset",
+    ),
+    Rule(
+        ("data.validation_share", "data.test_share"),
+        lambda validation, test: validation < 1 and test < 1 and validation + test >= 1,
+        "data.validation_share and data.test_share leave no training rows",
+        "together they must stay below 1",
+    ),
+    Rule(("model.name",), lambda name: not name, "model.name is empty"),
+    Rule(
+        ("model.weights", "model.source", "model.shape"),
+        lambda weights, source, shape: weights == "random" and source == "hub" and not shape,
+        "model.weights=random needs the shape of the model: model.shape, or a model in a folder, a sample or bundled",
+        "choose a model that has one, such as model=smollm2-135m",
+    ),
+    Rule(
+        ("model.shape",),
+        lambda shape: bool(shape) and "model_type" not in shape,
+        "model.shape has no model_type",
+        "for example model_type: llama",
+    ),
+    Rule(
+        ("model.revision", "model.source"),
+        lambda revision, source: revision is not None and source != "hub",
+        "model.revision only means something with model.source=hub",
+        "remove model.revision",
+    ),
+    Rule(
+        ("data.streaming", "task.type"),
+        lambda streaming, task: task == "images" and streaming,
+        "data.streaming is for text: pictures are read while training in any case",
+        "add data.streaming=false",
+    ),
+    Rule(
+        ("training.batch_tokens", "task.type"),
+        lambda tokens, task: task == "images" and tokens is not None,
+        "training.batch_tokens counts tokens, and a picture has none",
+        "give training.batch_size a number of pictures",
+    ),
+    Rule(
+        ("task.positive", "task.multilabel"),
+        lambda positive, several: positive is not None and several,
+        "task.positive is for two labels of which a picture has one, and task.multilabel is on",
+        "remove task.positive, or add task.multilabel=false",
+    ),
+    Rule(
+        ("task.best_metric", "task.type", "task.multilabel"),
+        lambda metric, task, several: task == "images" and metric == "exact_match" and not several,
+        "task.best_metric=exact_match is for pictures with several labels; with one it is the accuracy",
+        "add task.best_metric=accuracy",
+    ),
+    Rule(
+        ("task.balanced_sampling", "task.multilabel"),
+        lambda balanced, several: balanced and several,
+        "task.balanced_sampling needs one label a picture, and task.multilabel is on",
+        "add task.class_weights=true instead",
+    ),
+    Rule(
+        ("task.label_smoothing", "task.multilabel"),
+        lambda share, several: share > 0 and several,
+        "task.label_smoothing needs one label a picture, and task.multilabel is on",
+        "add task.label_smoothing=0",
+    ),
+    Rule(
+        ("method.name", "task.type", "task.head"),
+        lambda method, task, head: (
+            method == "linear_probe" and task != "images" and (task != "classification" or head != "linear")
+        ),
+        "method linear_probe trains a linear head, and this task has none",
+        "use a classification task with task.head=linear",
+    ),
+    Rule(
+        ("method.dropout", "method.lora_targets"),
+        lambda dropout, targets: dropout > 0 and not targets,
+        "method.dropout drops inputs of LoRA, and method.lora_targets is empty",
+        "add method.dropout=0, or name a projection: method.lora_targets=[ssm.out]",
+    ),
+    Rule(
+        ("method.selector", "method.channels", "method.states"),
+        lambda selector, *amounts: selector == "random" and "auto" in amounts,
+        "method.selector is random, and auto asks for a share of a score that means nothing there",
+        "give method.channels and method.states counts or shares",
+    ),
+    Rule(
+        ("method.channels", "method.pruned"),
+        lambda *amounts: all(isinstance(one, float) and one <= 1 for one in amounts) and sum(amounts) > 1,
+        "method.channels and method.pruned are together more than all channels",
+        "a channel is trained or pruned, not both",
+    ),
+    Rule(
+        ("method.warmup",),
+        lambda warmup: isinstance(warmup, float) and warmup == 1,
+        "method.warmup takes all steps, and leaves none to train what it selects",
+        "for a single step write method.warmup=1",
+    ),
+    Rule(
+        ("method.probe", "method.few", "method.final"),
+        lambda *shares: sum(shares) >= 1,
+        "method.probe, method.few and method.final leave no steps for the stage that prunes",
+        "together they must stay below 1",
+    ),
+    Rule(
+        ("method.wide", "method.sparsity"),
+        lambda wide, sparsity: wide > 1 and sparsity != "auto",
+        "method.wide decides the sparsity, 1 - 1/wide, and method.sparsity is a number",
+        "add method.sparsity=auto; or method.wide=1, and a larger method.r",
+    ),
+    Rule(
+        ("method.chosen", "method.few"),
+        lambda chosen, few: chosen is not None and few == 0,
+        "method.chosen goes by what the second stage shows, and method.few=0 leaves it no steps",
+        "for example method.few=0.2",
+    ),
+    Rule(
+        ("method.energy", "method.rank"),
+        lambda energy, rank: energy is not None and rank != "auto",
+        "method.energy chooses ranks, and method.rank is a number",
+        "add method.rank=auto, or method.energy=null",
+    ),
+    Rule(
+        ("method.budget", "method.rank"),
+        lambda budget, rank: budget is not None and rank != "auto",
+        "method.budget chooses ranks, and method.rank is a number",
+        "add method.rank=auto, or method.budget=null",
+    ),
+    Rule(
+        ("method.min_rank", "method.max_rank"),
+        lambda least, most: least > most,
+        "method.min_rank is larger than method.max_rank",
+        "leave room between them, or make them equal",
+    ),
+    Rule(
+        ("method.source", "method.tuned"),
+        lambda source, tuned: source == "delta" and not tuned,
+        "method.source is delta, and method.tuned does not say where the fine-tuned model is",
+        "for example method.tuned=runs/NAME/model, of a run of method=full",
+    ),
+    Rule(
+        ("method.tuned", "method.source"),
+        lambda tuned, source: bool(tuned) and source != "delta",
+        "method.tuned only means something with method.source=delta",
+        "add method.source=delta, or remove method.tuned",
+    ),
+    Rule(
+        ("training.micro_batch_size", "training.batch_size", "training.batch_tokens"),
+        lambda micro, batch, tokens: micro is not None and tokens is None and micro > batch,
+        "training.micro_batch_size is larger than training.batch_size",
+        "a micro batch is a part of a batch",
+    ),
+    Rule(
+        ("training.early_stopping", "training.eval_every"),
+        lambda patience, every: patience is not None and every == "end",
+        "training.early_stopping needs measurements before the end",
+        "add training.eval_every=epoch",
+    ),
+    Rule(
+        ("task.best_metric", "task.generated_rows"),
+        lambda metric, rows: metric in METRICS["generation"][2:] and rows == 0,
+        "task.best_metric is measured on generated rows, and task.generated_rows is 0",
+        "add task.generated_rows=32, or task.best_metric=loss",
+    ),
+    Rule(
+        ("task.best_metric", "task.answer"),
+        lambda metric, answer: metric == "answer_accuracy" and answer is None,
+        "task.best_metric is answer_accuracy, and task.answer does not say what an answer is",
+        "give task.answer a regular expression with one group",
+    ),
+    Rule(
+        ("task.system", "task.template"),
+        lambda system, template: system is not None and template != "chat",
+        "task.system only means something with task.template=chat",
+        "add task.template=chat, or remove task.system",
+    ),
+)
