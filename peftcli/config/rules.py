@@ -4,23 +4,18 @@ from __future__ import annotations
 
 import re
 import string
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from math import inf, isfinite
 from typing import Any
 
 from peftcli.config import paths, peft_types, sample_kinds
 from peftcli.config.errors import Mistake, nearest, unknown
+from peftcli.config.rule_table import METRICS, RULES, SCORED
 from peftcli.config.schema import SCHEMA_VERSION
 from peftcli.config.validate import SCHEMA_DEFAULT, UNREADABLE, Checked
 
 SPLITS = ("train", "validation", "test")
-METRICS = {
-    "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
-    "generation": ("loss", "perplexity", "rouge_l", "bleu", "exact_match", "answer_accuracy"),
-}
-
 _TINY = 5e-324  # the smallest number above zero: "more than 0"
 RANGES: dict[str, tuple[float, float]] = {
     "data.validation_share": (0, 1 - 1e-9),
@@ -28,6 +23,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "task.max_length": (1, inf),
     "task.max_new_tokens": (1, inf),
     "task.generated_rows": (0, inf),
+    "task.beams": (1, inf),
+    "task.samples": (1, inf),
+    "task.temperature": (_TINY, inf),
+    "task.top_p": (_TINY, 1),
+    "task.shots": (0, 99),
     "optim.lr": (_TINY, inf),
     "optim.weight_decay": (0, inf),
     "optim.eps": (_TINY, inf),
@@ -69,178 +69,6 @@ RANGES: dict[str, tuple[float, float]] = {
 """Lowest and highest value of a number, or of each number in a list."""
 AMOUNTS = {"method.channels": 1, "method.states": 1, "method.pruned": 0, "method.warmup": 1}
 """Lowest count where a whole number is a count and any other number a share; a share is above 0 and at most 1."""
-
-
-@dataclass(frozen=True)
-class Rule:
-    """Values that do not go together.
-
-    Attributes:
-        reads: Dotted keys; the first that was written down is where the message points.
-        broken: Called with the values of `reads`; true where they conflict.
-        what: The message.
-        hint: What to change.
-    """
-
-    reads: tuple[str, ...]
-    broken: Callable[..., bool]
-    what: str
-    hint: str = ""
-
-
-RULES = (
-    Rule(
-        ("data.streaming", "training.max_steps"),
-        lambda streaming, steps: streaming and steps is None,
-        "data.streaming needs training.max_steps: the number of rows is not known beforehand",
-        "add training.max_steps=1000, or data.streaming=false",
-    ),
-    Rule(
-        ("data.streaming", "training.group_by_length"),
-        lambda streaming, grouped: streaming and grouped,
-        "data.streaming and training.group_by_length do not go together: lengths are not known beforehand",
-        "add training.group_by_length=false",
-    ),
-    Rule(
-        ("data.source", "data.files"),
-        lambda source, files: source == "files" and not files.get("train"),
-        "data.source is files, but data.files names no file of the train split",
-        "for example data.files.train=rows.jsonl",
-    ),
-    Rule(
-        ("data.files", "data.source"),
-        lambda files, source: bool(files) and source != "files",
-        "data.files is given, but data.source is not files",
-        "add data.source=files, or remove data.files",
-    ),
-    Rule(
-        ("data.source", "data.name"),
-        lambda source, name: source in ("hub", "sample", "bundled") and not name,
-        "data.name is missing: a hub id, or the name of a sample or of bundled rows",
-        "peft samples list names the samples, peft ls data what is bundled",
-    ),
-    Rule(
-        ("data.subset", "data.source"),
-        lambda subset, source: subset is not None and source != "hub",
-        "data.subset only means something with data.source=hub",
-        "remove data.subset",
-    ),
-    Rule(
-        ("data.validation_share", "data.test_share"),
-        lambda validation, test: validation < 1 and test < 1 and validation + test >= 1,
-        "data.validation_share and data.test_share leave no training rows",
-        "together they must stay below 1",
-    ),
-    Rule(("model.name",), lambda name: not name, "model.name is empty"),
-    Rule(
-        ("model.weights", "model.source", "model.shape"),
-        lambda weights, source, shape: weights == "random" and source == "hub" and not shape,
-        "model.weights=random needs the shape of the model: model.shape, or a model in a folder, a sample or bundled",
-        "choose a model that has one, such as model=smollm2-135m",
-    ),
-    Rule(
-        ("model.shape",),
-        lambda shape: bool(shape) and "model_type" not in shape,
-        "model.shape has no model_type",
-        "for example model_type: llama",
-    ),
-    Rule(
-        ("model.revision", "model.source"),
-        lambda revision, source: revision is not None and source != "hub",
-        "model.revision only means something with model.source=hub",
-        "remove model.revision",
-    ),
-    Rule(
-        ("method.name", "task.type", "task.head"),
-        lambda method, task, head: method == "linear_probe" and (task != "classification" or head != "linear"),
-        "method linear_probe trains a linear head, and this task has none",
-        "use a classification task with task.head=linear",
-    ),
-    Rule(
-        ("method.dropout", "method.lora_targets"),
-        lambda dropout, targets: dropout > 0 and not targets,
-        "method.dropout drops inputs of LoRA, and method.lora_targets is empty",
-        "add method.dropout=0, or name a projection: method.lora_targets=[ssm.out]",
-    ),
-    Rule(
-        ("method.selector", "method.channels", "method.states"),
-        lambda selector, *amounts: selector == "random" and "auto" in amounts,
-        "method.selector is random, and auto asks for a share of a score that means nothing there",
-        "give method.channels and method.states counts or shares",
-    ),
-    Rule(
-        ("method.channels", "method.pruned"),
-        lambda *amounts: all(isinstance(one, float) and one <= 1 for one in amounts) and sum(amounts) > 1,
-        "method.channels and method.pruned are together more than all channels",
-        "a channel is trained or pruned, not both",
-    ),
-    Rule(
-        ("method.warmup",),
-        lambda warmup: isinstance(warmup, float) and warmup == 1,
-        "method.warmup takes all steps, and leaves none to train what it selects",
-        "for a single step write method.warmup=1",
-    ),
-    Rule(
-        ("method.energy", "method.rank"),
-        lambda energy, rank: energy is not None and rank != "auto",
-        "method.energy chooses ranks, and method.rank is a number",
-        "add method.rank=auto, or method.energy=null",
-    ),
-    Rule(
-        ("method.budget", "method.rank"),
-        lambda budget, rank: budget is not None and rank != "auto",
-        "method.budget chooses ranks, and method.rank is a number",
-        "add method.rank=auto, or method.budget=null",
-    ),
-    Rule(
-        ("method.min_rank", "method.max_rank"),
-        lambda least, most: least > most,
-        "method.min_rank is larger than method.max_rank",
-        "leave room between them, or make them equal",
-    ),
-    Rule(
-        ("method.source", "method.tuned"),
-        lambda source, tuned: source == "delta" and not tuned,
-        "method.source is delta, and method.tuned does not say where the fine-tuned model is",
-        "for example method.tuned=runs/NAME/model, of a run of method=full",
-    ),
-    Rule(
-        ("method.tuned", "method.source"),
-        lambda tuned, source: bool(tuned) and source != "delta",
-        "method.tuned only means something with method.source=delta",
-        "add method.source=delta, or remove method.tuned",
-    ),
-    Rule(
-        ("training.micro_batch_size", "training.batch_size", "training.batch_tokens"),
-        lambda micro, batch, tokens: micro is not None and tokens is None and micro > batch,
-        "training.micro_batch_size is larger than training.batch_size",
-        "a micro batch is a part of a batch",
-    ),
-    Rule(
-        ("training.early_stopping", "training.eval_every"),
-        lambda patience, every: patience is not None and every == "end",
-        "training.early_stopping needs measurements before the end",
-        "add training.eval_every=epoch",
-    ),
-    Rule(
-        ("task.best_metric", "task.generated_rows"),
-        lambda metric, rows: metric in METRICS["generation"][2:] and rows == 0,
-        "task.best_metric is measured on generated rows, and task.generated_rows is 0",
-        "add task.generated_rows=32, or task.best_metric=loss",
-    ),
-    Rule(
-        ("task.best_metric", "task.answer"),
-        lambda metric, answer: metric == "answer_accuracy" and answer is None,
-        "task.best_metric is answer_accuracy, and task.answer does not say what an answer is",
-        "give task.answer a regular expression with one group",
-    ),
-    Rule(
-        ("task.system", "task.template"),
-        lambda system, template: system is not None and template != "chat",
-        "task.system only means something with task.template=chat",
-        "add task.template=chat, or remove task.system",
-    ),
-)
 
 
 def conflicts(checked: Checked) -> list[Mistake]:
@@ -339,7 +167,7 @@ def _splits(where: _Where) -> Iterator[Mistake]:
 
 
 def _texts(where: _Where) -> Iterator[Mistake]:
-    for key in ("task.prompt", "task.completion"):
+    for key in ("task.prompt", "task.completion", "task.tests"):
         text = where.get(key)
         if not isinstance(text, str):
             continue
@@ -367,11 +195,13 @@ def _texts(where: _Where) -> Iterator[Mistake]:
 
 def _columns(where: _Where) -> Iterator[Mistake]:
     """A mapping that no template reads, where one is read that has nearly its name and no mapping."""
-    texts = [text for key in ("task.prompt", "task.completion") if isinstance(text := where.get(key), str)]
+    keys = ("task.prompt", "task.completion", "task.program", "task.tests")
+    texts = [text for key in keys if isinstance(text := where.get(key), str)]
     given = where.get("data.columns")
     if not isinstance(given, dict) or not texts:
         return
     read = {"label"} if where.get("task.type") == "classification" else set()
+    read |= {"database"} if where.get("task.scoring") == "sql" else set()
     for text in texts:
         with suppress(ValueError):  # named by `_texts`
             read |= {name for _, name, _, _ in string.Formatter().parse(text) if name}
@@ -399,6 +229,11 @@ def two_batch_sizes(checked: Checked) -> list[Mistake]:
 def _metric(where: _Where) -> Iterator[Mistake]:
     task, metric = where.get("task.type"), where.get("task.best_metric")
     known = METRICS.get(task, ()) if isinstance(task, str) else ()
+    if task == "generation":
+        scoring = where.get("task.scoring")
+        if scoring is UNREADABLE:
+            return
+        known += SCORED[scoring]
     if isinstance(metric, str) and known and metric not in known:
         what = f"task.best_metric cannot be {metric!r} for {task}"
         yield Mistake(what, where.of("task.best_metric"), known, nearest(metric, known))
@@ -411,6 +246,10 @@ def _peft(where: _Where) -> Iterator[Mistake]:
     if isinstance(tuner, str) and isinstance(given, dict):
         places = {name: where.of(f"method.args.{name}", "method.args") for name in given}
         yield from peft_types.mistakes(tuner, given, where.of("method.type"), places)
+        kind = where.get("model.quantization")
+        for key, what in peft_types.on_packed(tuner, given, kind) if kind in peft_types.PACKED else ():
+            known = tuple(sorted(peft_types.PACKED[kind])) if key == "method.type" else ()
+            yield Mistake(what, where.of(key, "method.args", "method.type"), known, hint="model.quantization=null")
 
 
 def _samples(where: _Where) -> Iterator[Mistake]:

@@ -1,0 +1,264 @@
+"""Values that do not go together: a table of rules, and what each kind of task measures."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+METRICS = {
+    "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
+    "generation": ("loss", "perplexity"),
+}
+TEXTS = ("rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match")
+SCORED: dict[str, tuple[str, ...]] = {
+    "text": (*TEXTS, "answer_accuracy"),
+    "number": ("exact_match_strict", "exact_match_flexible"),
+    "math": ("math_verify_strict", "math_verify"),
+    "code": ("pass_at_1", "pass_at_5", "pass_at_10", "pass_at_100"),
+    "sql": ("execution_match", *TEXTS),
+}
+"""What each `task.scoring` measures on generated rows."""
+
+
+@dataclass(frozen=True)
+class Rule:
+    """Values that do not go together.
+
+    Attributes:
+        reads: Dotted keys; the first that was written down is where the message points.
+        broken: Called with the values of `reads`; true where they conflict.
+        what: The message.
+        hint: What to change.
+    """
+
+    reads: tuple[str, ...]
+    broken: Callable[..., bool]
+    what: str
+    hint: str = ""
+
+
+RULES = (
+    Rule(
+        ("data.streaming", "training.max_steps"),
+        lambda streaming, steps: streaming and steps is None,
+        "data.streaming needs training.max_steps: the number of rows is not known beforehand",
+        "add training.max_steps=1000, or data.streaming=false",
+    ),
+    Rule(
+        ("data.streaming", "training.group_by_length"),
+        lambda streaming, grouped: streaming and grouped,
+        "data.streaming and training.group_by_length do not go together: lengths are not known beforehand",
+        "add training.group_by_length=false",
+    ),
+    Rule(
+        ("data.source", "data.files"),
+        lambda source, files: source == "files" and not files.get("train"),
+        "data.source is files, but data.files names no file of the train split",
+        "for example data.files.train=rows.jsonl",
+    ),
+    Rule(
+        ("data.files", "data.source"),
+        lambda files, source: bool(files) and source != "files",
+        "data.files is given, but data.source is not files",
+        "add data.source=files, or remove data.files",
+    ),
+    Rule(
+        ("data.source", "data.name"),
+        lambda source, name: source in ("hub", "sample", "bundled") and not name,
+        "data.name is missing: a hub id, or the name of a sample or of bundled rows",
+        "peft samples list names the samples, peft ls data what is bundled",
+    ),
+    Rule(
+        ("data.subset", "data.source"),
+        lambda subset, source: subset is not None and source != "hub",
+        "data.subset only means something with data.source=hub",
+        "remove data.subset",
+    ),
+    Rule(
+        ("data.validation_share", "data.test_share"),
+        lambda validation, test: validation < 1 and test < 1 and validation + test >= 1,
+        "data.validation_share and data.test_share leave no training rows",
+        "together they must stay below 1",
+    ),
+    Rule(("model.name",), lambda name: not name, "model.name is empty"),
+    Rule(
+        ("model.weights", "model.source", "model.shape"),
+        lambda weights, source, shape: weights == "random" and source == "hub" and not shape,
+        "model.weights=random needs the shape of the model: model.shape, or a model in a folder, a sample or bundled",
+        "choose a model that has one, such as model=smollm2-135m",
+    ),
+    Rule(
+        ("model.shape",),
+        lambda shape: bool(shape) and "model_type" not in shape,
+        "model.shape has no model_type",
+        "for example model_type: llama",
+    ),
+    Rule(
+        ("model.quantization", "method.name"),
+        lambda kind, method: kind is not None and method in ("full", "sdt"),
+        "model.quantization holds matrices in few bits, and this method trains weights themselves",
+        "add model.quantization=null, or train an adapter: method=kpsvd or method=lora",
+    ),
+    Rule(
+        ("method.init", "model.quantization"),
+        lambda init, kind: kind is not None and init not in ("default", "gaussian"),
+        "method.init needs the weights' own numbers, and model.quantization holds them in few bits",
+        "add method.init=default, or model.quantization=null",
+    ),
+    Rule(
+        ("method.use_dora", "model.quantization"),
+        lambda dora, kind: dora and kind == "int8",
+        "method.use_dora does not train on matrices in int8",
+        "add model.quantization=nf4, or method.use_dora=false",
+    ),
+    Rule(
+        ("model.revision", "model.source"),
+        lambda revision, source: revision is not None and source != "hub",
+        "model.revision only means something with model.source=hub",
+        "remove model.revision",
+    ),
+    Rule(
+        ("method.name", "task.type", "task.head"),
+        lambda method, task, head: method == "linear_probe" and (task != "classification" or head != "linear"),
+        "method linear_probe trains a linear head, and this task has none",
+        "use a classification task with task.head=linear",
+    ),
+    Rule(
+        ("method.dropout", "method.lora_targets"),
+        lambda dropout, targets: dropout > 0 and not targets,
+        "method.dropout drops inputs of LoRA, and method.lora_targets is empty",
+        "add method.dropout=0, or name a projection: method.lora_targets=[ssm.out]",
+    ),
+    Rule(
+        ("method.selector", "method.channels", "method.states"),
+        lambda selector, *amounts: selector == "random" and "auto" in amounts,
+        "method.selector is random, and auto asks for a share of a score that means nothing there",
+        "give method.channels and method.states counts or shares",
+    ),
+    Rule(
+        ("method.channels", "method.pruned"),
+        lambda *amounts: all(isinstance(one, float) and one <= 1 for one in amounts) and sum(amounts) > 1,
+        "method.channels and method.pruned are together more than all channels",
+        "a channel is trained or pruned, not both",
+    ),
+    Rule(
+        ("method.warmup",),
+        lambda warmup: isinstance(warmup, float) and warmup == 1,
+        "method.warmup takes all steps, and leaves none to train what it selects",
+        "for a single step write method.warmup=1",
+    ),
+    Rule(
+        ("method.energy", "method.rank"),
+        lambda energy, rank: energy is not None and rank != "auto",
+        "method.energy chooses ranks, and method.rank is a number",
+        "add method.rank=auto, or method.energy=null",
+    ),
+    Rule(
+        ("method.budget", "method.rank"),
+        lambda budget, rank: budget is not None and rank != "auto",
+        "method.budget chooses ranks, and method.rank is a number",
+        "add method.rank=auto, or method.budget=null",
+    ),
+    Rule(
+        ("method.min_rank", "method.max_rank"),
+        lambda least, most: least > most,
+        "method.min_rank is larger than method.max_rank",
+        "leave room between them, or make them equal",
+    ),
+    Rule(
+        ("method.source", "method.tuned"),
+        lambda source, tuned: source == "delta" and not tuned,
+        "method.source is delta, and method.tuned does not say where the fine-tuned model is",
+        "for example method.tuned=runs/NAME/model, of a run of method=full",
+    ),
+    Rule(
+        ("method.tuned", "method.source"),
+        lambda tuned, source: bool(tuned) and source != "delta",
+        "method.tuned only means something with method.source=delta",
+        "add method.source=delta, or remove method.tuned",
+    ),
+    Rule(
+        ("training.micro_batch_size", "training.batch_size", "training.batch_tokens"),
+        lambda micro, batch, tokens: micro is not None and tokens is None and micro > batch,
+        "training.micro_batch_size is larger than training.batch_size",
+        "a micro batch is a part of a batch",
+    ),
+    Rule(
+        ("training.early_stopping", "training.eval_every"),
+        lambda patience, every: patience is not None and every == "end",
+        "training.early_stopping needs measurements before the end",
+        "add training.eval_every=epoch",
+    ),
+    Rule(
+        ("task.best_metric", "task.generated_rows"),
+        lambda metric, rows: rows == 0 and any(metric in names for names in SCORED.values()),
+        "task.best_metric is measured on generated rows, and task.generated_rows is 0",
+        "add task.generated_rows=32, or task.best_metric=loss",
+    ),
+    Rule(
+        ("task.best_metric", "task.answer"),
+        lambda metric, answer: metric == "answer_accuracy" and answer is None,
+        "task.best_metric is answer_accuracy, and task.answer does not say what an answer is",
+        "give task.answer a regular expression with one group",
+    ),
+    Rule(
+        ("task.best_metric", "task.databases"),
+        lambda metric, databases: metric == "execution_match" and databases is None,
+        "task.best_metric is execution_match, and task.databases does not say where the databases are",
+        "give task.databases the folder with DATABASE/DATABASE.sqlite, or add task.best_metric=loss",
+    ),
+    Rule(
+        ("task.best_metric", "task.samples"),
+        lambda metric, samples: metric.startswith("pass_at_") and samples < int(metric.rpartition("_")[2]),
+        "task.best_metric is pass@k for more programs than task.samples draws",
+        "add task.samples=10 for pass_at_10, or task.best_metric=pass_at_1",
+    ),
+    Rule(
+        ("task.scoring", "task.tests"),
+        lambda scoring, tests: scoring == "code" and tests is None,
+        "task.scoring is code, and task.tests does not say what is run after a program",
+        'for example task.tests="{tests}", with the column in data.columns.tests',
+    ),
+    Rule(
+        ("task.tests", "task.scoring"),
+        lambda tests, scoring: tests is not None and scoring != "code",
+        "task.tests only means something with task.scoring=code",
+        "add task.scoring=code, or remove task.tests",
+    ),
+    Rule(
+        ("task.databases", "task.scoring"),
+        lambda databases, scoring: databases is not None and scoring != "sql",
+        "task.databases only means something with task.scoring=sql",
+        "add task.scoring=sql, or remove task.databases",
+    ),
+    Rule(
+        ("task.answer", "task.scoring"),
+        lambda answer, scoring: answer is not None and scoring != "text",
+        "task.answer only means something with task.scoring=text",
+        "add task.scoring=text, or remove task.answer",
+    ),
+    Rule(
+        ("task.samples", "task.scoring"),
+        lambda samples, scoring: samples > 1 and scoring != "code",
+        "task.samples draws several answers a row for pass@k, which task.scoring=code alone measures",
+        "add task.samples=1, or task.scoring=code",
+    ),
+    Rule(
+        ("task.samples", "task.beams"),
+        lambda samples, beams: samples > 1 and beams > 1,
+        "task.samples draws answers at random, and task.beams looks for the likeliest one",
+        "add task.samples=1 or task.beams=1",
+    ),
+    Rule(
+        ("task.shots", "task.template"),
+        lambda shots, template: shots > 0 and template != "plain",
+        "task.shots puts rows before a plain prompt, not into a chat",
+        "add task.template=plain, or task.shots=0",
+    ),
+    Rule(
+        ("task.system", "task.template"),
+        lambda system, template: system is not None and template != "chat",
+        "task.system only means something with task.template=chat",
+        "add task.template=chat, or remove task.system",
+    ),
+)
