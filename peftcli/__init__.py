@@ -2,7 +2,20 @@
 
 from __future__ import annotations
 
+import logging
+import sys
+
 __version__ = "0.1.0"
+
+
+def fetch_no_kernels() -> None:
+    """Keep bitsandbytes, which PEFT imports where it is installed, from fetching compiled code from the model hub.
+
+    It does so as it is imported, where the package `kernels` is here, and else says that it could not. For programs of
+    our own, before anything else is imported: it hides that package from the whole process.
+    """
+    sys.modules.setdefault("kernels", None)  # type: ignore[arg-type]  # how Python notes what must not be imported
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 def register_with_peft() -> None:

@@ -17,11 +17,14 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import nullcontext
 from statistics import median
 from typing import Any
 
 TERMS = (1, 2, 8)
 ARMS = ("kpsvd", "lora", "lokr")
+NOTHING = "nothing"
+"""An arm without an adapter whose first layer's inputs want a gradient all the same: what no adapter can undercut."""
 TARGETS = ("q_proj", "v_proj")
 BATCH, LENGTH = 4, 128
 BOUNDS = {
@@ -47,6 +50,9 @@ def build(arm: str, terms: int) -> tuple[Any, Any]:
     torch.manual_seed(0)
     base = AutoModelForCausalLM.from_pretrained(sample_folder("smollm2-135m"), dtype=torch.bfloat16)
     base.config.use_cache = False
+    if arm == NOTHING:
+        base.requires_grad_(False).enable_input_require_grads()
+        return base.train(), None
     model = get_peft_model(base, configuration(arm, terms)).train()
     trained = [p for p in model.parameters() if p.requires_grad]
     return model, torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.0, fused=True)
@@ -81,8 +87,9 @@ def advance(model: Any, optimiser: Any, ids_BL: Any) -> float:
     with torch.autocast("cpu", torch.bfloat16):
         loss = model(input_ids=ids_BL, labels=ids_BL).loss
     loss.backward()
-    optimiser.step()
-    optimiser.zero_grad(set_to_none=True)
+    if optimiser is not None:
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
     return time.perf_counter() - began
 
 
@@ -91,23 +98,26 @@ def steps(count: int) -> dict[str, float]:
     from peft.helpers import disable_input_dtype_casting
 
     found, ids_BL = {}, batch()
+    arms = [*ARMS, NOTHING]
     for terms in TERMS:
-        models = {arm: build(arm, terms) for arm in ARMS}
-        for arm, (model, _) in models.items():
+        models = {arm: build(arm, terms) for arm in arms}
+        for arm in ARMS:
+            model = models[arm][0]
             print(f"{terms} terms, {arm}: {model.get_nb_trainable_parameters()[0]:,} trained parameters", flush=True)
         turns = []
         for turn in range(count + 3):
-            order = ARMS[turn % 3 :] + ARMS[: turn % 3]
             row = {}
-            for arm in order:
-                with disable_input_dtype_casting(models[arm][0]):  # autocast does it, as in the training loop
+            for arm in arms[turn % 4 :] + arms[: turn % 4]:
+                casting = nullcontext() if arm == NOTHING else disable_input_dtype_casting(models[arm][0])
+                with casting:  # autocast does it, as in the training loop
                     row[arm] = advance(*models[arm], ids_BL)
             turns.append(row)
         turns = turns[3:]
-        for arm in ARMS:
+        for arm in arms:
             found[f"step, {terms} terms, {arm} (s)"] = median(row[arm] for row in turns)
         for arm in ARMS[1:]:
             found[f"step, {terms} terms, kpsvd / {arm}"] = median(row["kpsvd"] / row[arm] for row in turns)
+            found[f"step, {terms} terms, {NOTHING} / {arm}"] = median(row[NOTHING] / row[arm] for row in turns)
     return found
 
 

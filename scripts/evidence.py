@@ -11,18 +11,24 @@ import multiprocessing
 import platform
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from peftcli.training.loop import Job
+    from peftcli.training.prepare import Attached, Material
 
 DRAWS = 10_000
 """Bootstrap samples."""
 Result = dict[str, Any]
+Jobs = Mapping[str, tuple[Any, ...]]
 
 
 class Store:
@@ -43,12 +49,20 @@ class Store:
         with self.path.open("a", encoding="utf-8") as out:
             out.write(json.dumps({"key": key, **result}) + "\n")
 
-    def run(self, jobs: dict[str, tuple[str, list[str]]], workers: int) -> None:
-        """Do the jobs (recipe and overrides by key) that have no result yet, each in one thread of its own process."""
+    def run(self, jobs: Jobs, workers: int, work: Callable[..., Result] | None = None, fresh: bool = False) -> None:
+        """Do the jobs that have no result yet, each in one thread of a process beside this one.
+
+        Args:
+            jobs: What to call `work` with, by key.
+            workers: Processes at a time.
+            work: `measure`, or another function of a module.
+            fresh: Each job has a process of its own.
+        """
         left = {key: job for key, job in jobs.items() if key not in self.results}
         began, done = time.monotonic(), 0
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
-            futures = {pool.submit(measure, *job): key for key, job in left.items()}
+        spawn = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(workers, mp_context=spawn, max_tasks_per_child=1 if fresh else None) as pool:
+            futures = {pool.submit(work or measure, *job): key for key, job in left.items()}
             for future in as_completed(futures):
                 self.add(futures[future], future.result())
                 done += 1
@@ -58,17 +72,24 @@ class Store:
                 )
 
 
-def measure(recipe: str, overrides: list[str]) -> Result:
-    """Train a recipe through the parts of `peft train` and answer its test rows.
+@dataclass
+class Prepared:
+    """A run that `peft train` would start now."""
 
-    Returns:
-        `correct` (a string of 0 and 1, a character a test row in the order of the rows), `validation` (a share),
-        `trained` parameters, `seconds` of attaching and training, `attach_seconds`, and by layer the `channels` that
-        SDT chose.
-    """
+    job: Job
+    material: Material
+    attached: Attached
+    began: float
+    """`time.perf_counter()` before the adapter went in."""
+    attach_seconds: float
+
+
+@contextmanager
+def prepared(recipe: str, overrides: Sequence[str]) -> Iterator[Prepared]:
+    """A recipe up to its first step, in a folder that is gone afterwards."""
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config.compose import compose
-    from peftcli.training import closing, loop, prepare
+    from peftcli.training import loop, prepare
     from peftcli.training.display import Display
     from peftcli.training.signals import StopRequest
 
@@ -87,21 +108,40 @@ def measure(recipe: str, overrides: list[str]) -> Result:
             config, attached.model, attached.method, material.task, feed, steps, accelerator, run,
             Display(run.log_file, steps, quiet=True), StopRequest(),
         )  # fmt: skip
+        yield Prepared(job, material, attached, began, attach_seconds)
+
+
+def trained(model: Any) -> int:
+    """The number of trained parameters."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+def measure(recipe: str, overrides: list[str]) -> Result:
+    """Train a recipe through the parts of `peft train` and answer its test rows.
+
+    Returns:
+        `correct` (a string of 0 and 1, a character a test row in the order of the rows), `validation` (a share),
+        `trained` parameters, `seconds` of attaching and training, `attach_seconds`, and by layer the `channels` that
+        SDT chose.
+    """
+    from peftcli.training import closing, loop
+
+    with prepared(recipe, overrides) as found:
+        job, material = found.job, found.material
         loop.train(job)
-        trained = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
-        seconds = time.perf_counter() - began
-        attached.method.finish(attached.model)
+        count, seconds = trained(job.model), time.perf_counter() - found.began
+        job.method.finish(job.model)
         assert material.validation is not None
-        validation = closing.measurer(material, material.validation, config, accelerator)(attached.model)
-        answers = closing.evaluate(attached.model, material, config, accelerator).examples
+        validation = closing.measurer(material, material.validation, job.config, job.accelerator)(job.model)
+        answers = closing.evaluate(job.model, material, job.config, job.accelerator).examples
     in_order = sorted(answers, key=lambda answer: answer["row"])
     return {
         "correct": "".join(str(int(answer["correct"])) for answer in in_order),
         "validation": validation["accuracy"],
-        "trained": trained,
+        "trained": count,
         "seconds": round(seconds, 2),
-        "attach_seconds": round(attach_seconds, 2),
-        "channels": _chosen(attached.model),
+        "attach_seconds": round(found.attach_seconds, 2),
+        "channels": _chosen(job.model),
     }
 
 

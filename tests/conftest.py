@@ -39,6 +39,18 @@ def checkpoint(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def wide_checkpoint(tmp_path_factory) -> Path:
+    """The same with matrices that can be packed in few bits on a CPU."""
+    from tests.tiny import build_llama, make_tokenizer
+
+    folder = tmp_path_factory.mktemp("wide")
+    words = make_tokenizer()
+    words.save_pretrained(folder)
+    build_llama(len(words), hidden_size=64, intermediate_size=128).float().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
 def mamba_folder(tmp_path_factory) -> Path:
     """Two layers of Mamba as Transformers writes them, with a tokenizer; A_log has no value that bfloat16 can hold."""
     import torch

@@ -36,7 +36,7 @@ def test_a_recipe_trains_two_steps(name, tmp_path):
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.training.run import run
 
-    more = ["task.generated_rows=2", "task.max_new_tokens=4"] if "gloss" in name else []
+    more = ["task.generated_rows=2", "task.max_new_tokens=4"] if "gloss" in name or "gsm8k" in name else []
     if name == "quickstart":  # which names 45 labels, and a dozen rows do not have them all
         more = ["data.rows.train=6000"]
     composed = compose(name, [*SHORT, *more, f"output={tmp_path}"])

@@ -38,11 +38,10 @@ def make_tokenizer(chat: str | None = CHAT) -> PreTrainedTokenizerFast:
     return made
 
 
-def build_llama(vocabulary: int, labels: int | None = None, dtype: torch.dtype = torch.float64):
+def build_llama(vocabulary: int, labels: int | None = None, dtype: torch.dtype = torch.float64, **changes):
     """A LLaMA of two layers with random weights, in evaluation mode; `labels` give it a classification head."""
-    config = llama_shape(
-        vocab_size=vocabulary, max_position_embeddings=256, initializer_range=0.3, bos_token_id=None, eos_token_id=2
-    )
+    usual = {"max_position_embeddings": 256, "initializer_range": 0.3, "bos_token_id": None, "eos_token_id": 2}
+    config = llama_shape(vocab_size=vocabulary, **{**usual, **changes})
     if labels:
         config.num_labels = labels
     torch.manual_seed(0)

@@ -18,6 +18,7 @@ from peftcli import register_with_peft
 from peftcli.artifacts import atomic, card
 from peftcli.artifacts.lineage import digests
 from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
+from peftcli.models import packed
 from peftcli.models.checkpoint import quiet
 from peftcli.models.image_reader import ImageReader
 
@@ -140,6 +141,9 @@ def base_differences(base_model: nn.Module, folder: Path, *, force: bool = False
         return different
     hint = "load the base that it names, at that revision; --force uses this base all the same and records it"
     dtype = str(next(base_model.parameters()).dtype).removeprefix("torch.")
+    was, is_now = (kind or "not packed" for kind in (base.get("quantization"), packed.kind(base_model)))
+    if was != is_now:
+        hint += f". Its matrices were {was} and are {is_now} here; the adapter is a change that fits either"
     if dtype != base["dtype"] and "float16" in (dtype, base["dtype"]):
         hint += f". It was {base['dtype']} and is now {dtype}: float16 rounds differently, load float32 or bfloat16"
     raise CheckFailed("base-mismatch", what, hint)

@@ -26,7 +26,7 @@ def form(output: Path | None) -> str:
         UserError: The ending names neither.
     """
     if output is not None and output.suffix.lower() not in ENDINGS:
-        raise UserError(Mistake(f"the ending of {output} names no format of predictions", "--output", ENDINGS))
+        raise UserError(Mistake(f"the ending of {output} names no format of predictions", allowed=ENDINGS))
     return "csv" if output is not None and output.suffix.lower() == ".csv" else "jsonl"
 
 

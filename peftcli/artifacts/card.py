@@ -7,6 +7,7 @@ import string
 from typing import Any
 
 from peftcli.artifacts import card_onnx, card_pictures
+from peftcli.models.quantized import ARGUMENTS, PIP
 from peftcli.tasks.layouts import CONVERSATION
 
 LOAD_ADAPTER = """\
@@ -15,7 +16,7 @@ from peft import PeftModel
 from transformers import AutoModelFor{auto}, AutoTokenizer
 {imports}
 peftcli.register_with_peft()  # pip install peftcli=={version}
-base = AutoModelFor{auto}.from_pretrained({where}{labels})
+base = AutoModelFor{auto}.from_pretrained({where}{more})
 tokenizer = AutoTokenizer.from_pretrained({where})
 model = PeftModel.from_pretrained(base, ".").eval()  # "." is the folder of this file
 """
@@ -73,6 +74,7 @@ def _card(lineage: dict[str, Any], what: str, library: str, code: str, metrics: 
     facts = {
         "base model": base["id"] + (f" at {base['revision']}" if base["revision"] else ""),
         "base weights (SHA-256)": base["hash"] or "not recorded",
+        **({"base weights held in": f"{bits} (bitsandbytes)"} if (bits := base.get("quantization")) else {}),
         "method": lineage["method"],
         "training rows (fingerprint)": lineage["data_fingerprint"],
         "config (SHA-256)": lineage["config_hash"],
@@ -129,12 +131,14 @@ def _load_adapter(lineage: dict[str, Any], base_class: str) -> str:
     elif base["revision"]:
         where += f", revision={json.dumps(base['revision'])}"
     imports += _head(base_class)
+    if bits := base.get("quantization"):
+        said = ", ".join(f"{name}={value!r}" for name, value in ARGUMENTS[bits].items())
+        imports += f"from transformers import BitsAndBytesConfig  # {PIP}\n\nbits = BitsAndBytesConfig({said})\n"
     count = len(lineage.get("labels") or [])
     labels = f", num_labels={count}" if auto.endswith("Classification") and count else ""
     labels += ", ignore_mismatched_sizes=True" if _of_pictures(lineage) else ""
-    code = LOAD_ADAPTER.format(
-        auto=auto, imports=imports, version=lineage["package_version"], where=where, labels=labels
-    )
+    more = labels + (", quantization_config=bits" if bits else "")
+    code = LOAD_ADAPTER.format(auto=auto, imports=imports, version=lineage["package_version"], where=where, more=more)
     return card_pictures.reads(code) if _of_pictures(lineage) else code
 
 

@@ -22,6 +22,7 @@ from peftcli.config.errors import UserError
 from peftcli.config.sample_kinds import BUNDLED_LICENCE
 from peftcli.config.schema import RunConfig
 from peftcli.data.samples import store
+from peftcli.models import packed
 
 NOT_THE_EXPERIMENT = ("name", "output", "launch", "tracker", "fetch")
 """Config keys that say where and how a run was made, not what it computes."""
@@ -36,6 +37,7 @@ def collect(
     data_fingerprint: str,
     labels: list[str] | None = None,
     label_tokens: list[int] | None = None,
+    shots: list[str] | None = None,
     base: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The lineage of a trained adapter.
@@ -48,6 +50,7 @@ def collect(
         data_fingerprint: Of the rows it was trained on.
         labels: The label set in the order that the model has learnt, of a task that has one.
         label_tokens: The token whose score after the prompt is that of each label, where label words are scored.
+        shots: Training rows as text that stand before each prompt, of a task that has some.
         base: `digests` taken before the adapter was attached, where the method rearranges the base; more than the
             adapted tensors may be in it. A whole model that was trained has no base left to hash: without this, the
             lineage of one says nothing about its base's weights.
@@ -65,12 +68,14 @@ def collect(
             "revision": revision,
             "hash": combined(base) if base else None,
             "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
+            "quantization": packed.kind(model),
             "tensors": base,
         },
         "method": config.method.name,
         "data_fingerprint": data_fingerprint,
         "labels": labels,
         "label_tokens": label_tokens,
+        "shots": shots or [],
         "task": asdict(config.task),
         "licences": {
             "base": _licence(config.model.name, config.model.source),
@@ -113,7 +118,8 @@ def base_tensors(model: nn.Module) -> dict[str, Tensor]:
 def digests(model: nn.Module, names: Iterable[str] | None = None) -> dict[str, str]:
     """SHA-256 of each named base tensor, of all where none is named; a name that the base lacks gets an empty digest.
 
-    Tensors are rounded to bfloat16 first, so a base loaded in float32 and in bfloat16 has the same digests.
+    Tensors are rounded to bfloat16 first, so a base loaded in float32 and in bfloat16 has the same digests. Of matrices
+    in few bits, these bits and their scales are looked at as they are.
     """
     tensors = base_tensors(model)
     return {

@@ -5,6 +5,7 @@ Letters: B rows, L positions, V outputs a position, N compared positions.
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -14,11 +15,13 @@ from typing import Any, cast
 import torch
 from peft import PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcli.artifacts import adapter, atomic, card
 from peftcli.config.errors import CheckFailed, Mistake, UserError
+from peftcli.models import packed, quantized
 from peftcli.models.checkpoint import quiet
 
 POSITIONS = 8
@@ -75,7 +78,8 @@ def merge(
 
     Returns:
         `merge` and `reload`, a `Drift` as a dict each; `dtype`; `forced_base`, the tensors in which the base is not the
-        one that the adapter was trained on; `positions` and `outputs`, how many were compared and outputs at each.
+        one that the adapter was trained on; `positions` and `outputs`, how many were compared and outputs at each; of a
+        base in few bits its `quantization`, which the merged model no longer has.
 
     Raises:
         UserError: The adapter cannot be merged, or the folder cannot be written to.
@@ -84,16 +88,17 @@ def merge(
     if not probes:
         raise UserError(Mistake("a merge is checked on real inputs and there are none", hint="give it rows to compare"))
     base: Any = model.get_base_model()
-    kind, forced = type(base), getattr(model, "forced_base", [])
+    kind, forced, bits = type(base), getattr(model, "forced_base", []), packed.kind(base)
     arithmetic = next(base.parameters()).dtype
     dtype = dtype or arithmetic
+    quantized.compute_in(base, arithmetic)
     tuned_NV = outputs(model, probes)
     with model.disable_adapter():
         base_NV = outputs(model, probes)
-    merged = merged_in_float32(model)
+    merged = merged_in_float32(on_whole_base(model) if bits else model)
     _cast(merged, dtype)
     _cast(merged, arithmetic)
-    found = {"merge": check(compare(outputs(merged, probes), tuned_NV, base_NV), tolerance, "merged", dtype)}
+    found = {"merge": check(compare(outputs(merged, probes), tuned_NV, base_NV), tolerance, "merged", dtype, bits)}
     with atomic.folder(folder) as partial:
         _cast(merged, dtype)
         adapter.write_model(merged, tokenizer, partial)
@@ -101,13 +106,31 @@ def merge(
         again = adapter.load_model(kind, partial, dtype=arithmetic)
         with quiet():  # Transformers' own forward pass says at length that it has no kernel here
             read_NV = outputs(again, probes)
-        found["reload"] = check(compare(read_NV, tuned_NV, base_NV), tolerance, "saved", dtype)
+        found["reload"] = check(compare(read_NV, tuned_NV, base_NV), tolerance, "saved", dtype, bits)
         report: dict[str, Any] = {name: asdict(drift) for name, drift in found.items()}
         report |= {"dtype": str(dtype).removeprefix("torch."), "forced_base": forced}
+        report |= {"quantization": bits} if bits else {}
         report |= {"positions": len(tuned_NV), "outputs": tuned_NV.shape[1]}
         lineage = adapter.portable(lineage) | {"merged": report}
         adapter.describe(partial, lineage, card.model(lineage, kind.__name__, metrics or {}))
     return report
+
+
+def on_whole_base(model: PeftModel) -> PeftModel:
+    """The same adapter on its base with all matrices in float32; the model is used up.
+
+    PEFT's own layers for matrices in few bits would round the merged ones to these bits again.
+    """
+    base: Any = model.get_base_model()
+    with tempfile.TemporaryDirectory() as folder:
+        model.save_pretrained(folder, save_embedding_layers=False)
+        for name, layer in _outermost(base, BaseTunerLayer, AuxiliaryTrainingWrapper).items():
+            inside = getattr(layer, "original_module", None)
+            base.set_submodule(name, layer.get_base_layer() if inside is None else inside)
+        quantized.unpack(base)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return PeftModel.from_pretrained(base, folder).eval()
 
 
 def _cast(model: nn.Module, dtype: torch.dtype) -> None:
@@ -135,8 +158,10 @@ def merged_in_float32(model: PeftModel) -> PreTrainedModel:
         raise UserError(
             Mistake(f"an adapter of type {kind} cannot be merged: it is not a change of weights", hint=hint)
         )
+    layers = list(_outermost(tuner.model, BaseTunerLayer).values())
+    _untie(tuner.model, layers)
     try:
-        for layer in _outermost(tuner.model):
+        for layer in layers:
             dtypes = {name: tensor.dtype for name, tensor in layer.get_base_layer().named_parameters()}
             layer.float()
             layer.merge(safe_merge=True)
@@ -151,6 +176,16 @@ def merged_in_float32(model: PeftModel) -> PreTrainedModel:
         if "NaN" not in str(error):
             raise UserError(Mistake(f"this adapter of type {kind} cannot be merged: {error}")) from error
         raise CheckFailed("merge-drift", f"the merged weights are not finite: {error}") from error
+
+
+def _untie(model: Any, layers: list[Any]) -> None:
+    """Give adapted layers a weight of their own where it is another layer's too: only theirs is merged into."""
+    others = packed.shared(model)
+    for base in (layer.get_base_layer() for layer in layers):
+        if id(getattr(base, "weight", None)) in others:
+            base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+            model.config.tie_word_embeddings = False
+            model.all_tied_weights_keys = {}
 
 
 def outputs(model: nn.Module, probes: Sequence[dict[str, Tensor]]) -> Tensor:
@@ -184,8 +219,15 @@ def compare(merged_NV: Tensor, tuned_NV: Tensor, base_NV: Tensor) -> Drift:
     )
 
 
-def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drift:
+def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype, bits: str | None = None) -> Drift:
     """Give back the drift if the merge kept what the adapter does.
+
+    Args:
+        drift: What was measured.
+        tolerance: Largest `share`.
+        what: Which model was compared.
+        dtype: Of its weights.
+        bits: How the unmerged base was packed.
 
     Raises:
         CheckFailed: `merge-drift`, beyond the tolerance, no nearer to the tuned model than the base is, or an adapter
@@ -196,6 +238,8 @@ def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drif
         f"{drift.largest:.3g} at most, where their spread is {drift.spread:.3g}"
     )
     hint = "" if dtype == torch.float32 else "rounding is finer with --dtype fp32"
+    if bits == "int8":
+        hint = "on GPUs int8 also rounds the inputs of the unmerged base; training.merge_tolerance=0.3 allows more"
     if not drift.share <= tolerance:
         worst = f"{numbers}; at the worst position by {drift.share:.2%} of it, and {tolerance:.2%} is allowed"
         raise CheckFailed("merge-drift", worst, hint)
@@ -208,10 +252,10 @@ def check(drift: Drift, tolerance: float, what: str, dtype: torch.dtype) -> Drif
     return drift
 
 
-def _outermost(model: nn.Module) -> list[Any]:
-    """The adapter's layers, without those inside another."""
+def _outermost(model: nn.Module, *kinds: type) -> dict[str, Any]:
+    """The modules of these kinds by name, without those inside another."""
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
-        if isinstance(module, BaseTunerLayer) and not any(name.startswith(f"{outer}.") for outer in found):
+        if isinstance(module, kinds) and not any(name.startswith(f"{outer}.") for outer in found):
             found[name] = module
-    return list(found.values())
+    return found

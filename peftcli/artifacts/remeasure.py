@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import Any
 
 from peftcli.artifacts.tuned import Tuned
+from peftcli.config import rerun
 from peftcli.config.errors import UserError, unknown
+from peftcli.config.schema import GenerationConfig
 from peftcli.data import sources
 from peftcli.data.origins import SPLITS
 from peftcli.data.rows import Rows
@@ -16,7 +18,9 @@ from peftcli.data.sources import Splits
 from peftcli.tasks.contract import Encoded, Evaluation, Quality
 
 
-def remeasure(tuned: Tuned, overrides: Sequence[str], split: str = "", baselines: bool = False) -> dict[str, Any]:
+def remeasure(
+    tuned: Tuned, overrides: Sequence[str], split: str = "", baselines: bool = False, limit: int | None = None
+) -> dict[str, Any]:
     """Measure the tuned model and the untouched base.
 
     Args:
@@ -25,6 +29,7 @@ def remeasure(tuned: Tuned, overrides: Sequence[str], split: str = "", baselines
         split: train, validation or test; the one that the run's report is about if not given, or test where the
             overrides name such a split.
         baselines: Also what can be had without the model, which needs the training rows.
+        limit: Measure so many rows at most, evenly drawn, and generate an answer to each of them.
 
     Returns:
         `split`; `own_rows`, whether the rows are those of the run; `quality`, as in report.json; `reported`, what
@@ -38,17 +43,21 @@ def remeasure(tuned: Tuned, overrides: Sequence[str], split: str = "", baselines
     told = tuned.run.read_report()["quality"]
     split = split or _held_out(tuned, told["split"])
     rows, splits, own, notes = _rows(tuned, overrides, split, baselines)
+    if limit is not None:
+        rows = _some(tuned, rows, limit, notes)
     encoded = tuned.task.encode_split(rows, tuned.tokenizer)
     now = measure(tuned, tuned.model, encoded)
-    measured = [Quality("tuned", now.metrics)]
+    measured = [Quality("tuned", now.metrics, now.intervals)]
     if baselines and splits is not None:
         measured = [*tuned.task.baselines(replace(splits, test=rows)), *measured]
     if tuned.task.architecture == "causal-lm":  # a new head has no answer of its own
         with tuned.untouched() as base:
-            measured = [Quality("untouched base", measure(tuned, base, encoded).metrics), *measured]
-    comparable = own and split == told["split"]
-    before = {row["name"]: row["metrics"] for row in told["rows"]}
-    reported: dict[str, float] = before.get("tuned", {}) if comparable else {}
+            before = measure(tuned, base, encoded)
+        measured = [Quality("untouched base", before.metrics, before.intervals), *measured]
+    comparable = own and split == told["split"] and tuned.task.config == rerun.load(tuned.run.config).task
+    rows_told = {row["name"]: row["metrics"] for row in told["rows"]}
+    reported: dict[str, float] = rows_told.get("tuned", {}) if comparable and limit is None else {}
+    notes += tuned.task.notes
     notes += [f"{split}: {n} rows {what}" for what in ("truncated", "dropped") if (n := encoded.counts[what])]
     return {
         "run": str(tuned.run.path),
@@ -60,7 +69,8 @@ def remeasure(tuned: Tuned, overrides: Sequence[str], split: str = "", baselines
             "split": split,
             "rows_measured": len(encoded),
             "rows_generated": len(now.examples),
-            "rows": [{"name": row.name, "metrics": row.metrics} for row in measured],
+            "protocol": tuned.task.protocol(),
+            "rows": [asdict(row) for row in measured],
         },
         "reported": reported,
         "difference": {name: now.metrics[name] - value for name, value in reported.items() if name in now.metrics},
@@ -68,6 +78,14 @@ def remeasure(tuned: Tuned, overrides: Sequence[str], split: str = "", baselines
         "forced_base": tuned.forced_base,
         "examples": now.examples,
     }
+
+
+def _some(tuned: Tuned, rows: Rows, limit: int, notes: list[str]) -> Rows:
+    """The first, and then every so many a row, and a task that answers all of them."""
+    notes.append(f"measured {min(limit, len(rows))} of {len(rows)} rows, evenly drawn (--limit {limit})")
+    if isinstance(tuned.task.config, GenerationConfig):
+        tuned.task.config = replace(tuned.task.config, generated_rows=limit)
+    return rows.select(i * len(rows) // limit for i in range(limit)) if limit < len(rows) else rows
 
 
 def measure(tuned: Tuned, model: Any, encoded: Encoded) -> Evaluation:

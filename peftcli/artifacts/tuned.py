@@ -86,8 +86,8 @@ def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool =
     if not whole:
         adapter.read_config(folder)  # a missing or unsafe adapter is told before a large base is read
     lineage = adapter.read_lineage(folder)
-    task = tasks.build(config.task)
-    task.labels = _labels(lineage, config, folder)
+    task = tasks.build(config.task, config.seed)
+    task.labels, task.shots = _labels(lineage, config, folder), lineage.get("shots") or []
     if whole:
         shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         settings = {"dtype": "auto", "attn_implementation": loading.attention(config.model, shape)}

@@ -22,7 +22,7 @@ GB = 10**9
 LITTLE_DISK, LITTLE_MEMORY = 2 * GB, 2 * GB
 EXTRAS = {
     "samples": ("onnx",), "tensorboard": ("tensorboard",), "wandb": ("wandb",), "mlflow": ("mlflow",),
-    "registry": ("trackio",),
+    "registry": ("trackio",), "quantized": ("bitsandbytes",),
 }  # fmt: skip
 """Extras and the modules they bring."""
 HUB_SECONDS = 5.0
@@ -45,7 +45,9 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Look at this machine and say what will work."""
-    looks: list[Callable[[], list[Finding]]] = [_python, _packages, _extras, _cpu, _gpus, _memory, _places, _samples]
+    looks: list[Callable[[], list[Finding]]] = [
+        _python, _packages, _extras, _cpu, _gpus, _quantization, _memory, _places, _samples,
+    ]  # fmt: skip
     found = [finding for look in looks for finding in look()]
     found += _hub() if network else [Finding("network", "ok", "not asked", "peft doctor --network asks the model hub")]
     if as_json:
@@ -150,6 +152,26 @@ def _gpus() -> list[Finding]:
         what = f"{gpu.name}, {size(free)} of {size(total)} free; auto takes {choose('auto', f'cuda:{number}')}"
         found.append(Finding(f"gpu {number}", "ok", what))
     return found
+
+
+def _quantization() -> list[Finding]:
+    """Whether bases can be held in few bits on the hardware that training would take."""
+    if not find_spec("torch") or not find_spec("bitsandbytes"):
+        return [Finding("quantization", "note", "bitsandbytes is not here", "pip install 'peftcli[quantized]'")]
+    import torch
+
+    from peftcli.config.errors import UserError
+    from peftcli.models import quantized
+
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    found = []
+    for kind in quantized.ARGUMENTS:
+        try:
+            quantized.check(kind, device)
+        except UserError as error:
+            found.append(Finding("quantization", "note", error.mistakes[0].what, error.mistakes[0].hint))
+    done = f"model.quantization=nf4 and int8 run on {device}, by bitsandbytes {metadata.version('bitsandbytes')}"
+    return found or [Finding("quantization", "ok", done)]
 
 
 def _memory() -> list[Finding]:

@@ -9,6 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
+from peftcli.config import permission
+
 
 class Split(StrEnum):
     """What can be measured."""
@@ -30,36 +32,50 @@ def eval(
     baselines: Annotated[
         bool, typer.Option("--baselines", help="Also what can be had without the model; reads the training rows.")
     ] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help=permission.HELP)] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Use a base with other weights than those of training.")
     ] = False,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Measure so many rows at most, evenly drawn, and answer each of them.")
+    ] = None,
     output: Annotated[
         Path | None, typer.Option(help="Also write the result, with every example, to this file.")
+    ] = None,
+    predictions: Annotated[
+        Path | None, typer.Option(help="Also write each answered row to this file, as JSON lines or csv.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Measure a finished run on its own held-out rows, or on others; the run's folder is only read."""
     from rich.console import Console
 
+    from peftcli.artifacts import answers
     from peftcli.artifacts.remeasure import remeasure
     from peftcli.artifacts.tuned import open_tuned
     from peftcli.training.prepare import use_cores
 
     given = overrides or []
-    with Console(stderr=True).status("measuring"):
+    answers.form(predictions)  # before anything is loaded
+    with permission.code(allow_code), Console(stderr=True).status("measuring"):
         tuned = open_tuned(run, given, force=force)
+        permission.require(tuned.config.task)
         use_cores(tuned.config.launch)
-        found = remeasure(tuned, given, split.value if split else "", baselines)
+        found = remeasure(tuned, given, split.value if split else "", baselines, limit)
     if output is not None:
         from peftcli.artifacts.atomic import write_json
 
         write_json(output, found)
+    if predictions is not None:
+        answers.save(found["examples"], predictions)
     if as_json:
         typer.echo(json.dumps({key: value for key, value in found.items() if key != "examples"}))
         return
     _print(found)
     if output is not None:
         typer.echo(f"result with every example: {output}")
+    if predictions is not None:
+        typer.echo(f"{len(found['examples'])} answered rows: {predictions}")
 
 
 def _print(found: dict[str, Any]) -> None:

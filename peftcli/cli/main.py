@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from peftcli import __version__
+from peftcli import __version__, fetch_no_kernels
 from peftcli.config.errors import CheckFailed, UserError
 
 COMMANDS = {
@@ -136,6 +136,7 @@ def main() -> None:
     """The entry point of the command `peft`."""
     # Importing PyTorch and Transformers makes many objects and no garbage: looking for it took a fifth of the time.
     gc.set_threshold(200_000, 50, 100)
+    fetch_no_kernels()
     try:
         app()
     except (UserError, CheckFailed, KeyboardInterrupt) as error:  # only with --traceback

@@ -125,4 +125,6 @@ def _print(report: dict[str, Any]) -> None:
     console.print(table)
     if report["forced_base"]:
         typer.echo(f"forced: {len(report['forced_base'])} tensors of this base are not those that were trained on")
+    if bits := report.get("quantization"):
+        typer.echo(f"the base was in {bits}; its matrices were made whole in float32, merged, and saved whole")
     typer.echo(f"model in {report['dtype']}: {report['folder']}")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from peftcli.cli.arguments import Overrides, RecipeOrNone
+from peftcli.config import permission
 from peftcli.config.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Compose, validate, count, estimate; train nothing.")
     ] = False,
+    allow_code: Annotated[bool, typer.Option("--allow-code", help=permission.HELP)] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the closing table.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of a table.")] = False,
 ) -> None:
@@ -36,7 +38,8 @@ def train(
     if resume is not None:
         if given:
             raise UserError(f"--resume continues the run as it was; it takes no overrides ({', '.join(given)})")
-        folder, report = _resume(resume, quiet)
+        with permission.code(allow_code):
+            folder, report = _resume(resume, quiet)
     else:
         assert recipe is not None
         if dry_run:
@@ -44,7 +47,8 @@ def train(
 
             estimate(recipe, given, probe=False, as_json=as_json)
             return
-        folder, report = _start(recipe, given, quiet)
+        with permission.code(allow_code):
+            folder, report = _start(recipe, given, quiet)
     _close(folder, report, as_json)
 
 
@@ -57,6 +61,7 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
     for note in composed.notes:
         typer.echo(f"note: {note}", err=True)
     launch.check(composed.config.launch)
+    permission.require(composed.config.task)
     if composed.config.fetch:
         from peftcli.data.samples.fetch import ensure
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,10 +51,10 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
         UserError: With every mistake in the recipe, its groups and the overrides.
     """
     path = find_recipe(recipe)
-    draft = Draft(path, list(overrides))
-    draft.collect()
-    draft.apply_values()
-    checked = validate(draft.resolve(), draft.origin, draft.groups, frozenset(draft.undecided))
+    draft, tree = _drafted(path, list(overrides))
+    if rehearsed := _rehearsal(tree, overrides):
+        draft, tree = _rehearsing(path, rehearsed, list(overrides))
+    checked = validate(tree, draft.origin, draft.groups, frozenset(draft.undecided))
     found = checked.mistakes + conflicts(checked) + two_batch_sizes(checked)
     if not draft.is_readable:  # what a file may have said is unknown, so that only overrides can be judged
         found = [mistake for mistake in found if mistake.where.startswith("override ")]
@@ -63,6 +63,40 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     if not checked.config.name:
         checked.config.name, checked.origins["name"] = path.stem, f"name of {shown(path)}"
     return Composed(checked.config, plain(checked.config), checked.origins, path, list(overrides), draft.notes)
+
+
+def _drafted(path: Path, lines: list[str]) -> tuple[Draft, dict[str, Any]]:
+    draft = Draft(path, lines)
+    draft.collect()
+    draft.apply_values()
+    return draft, draft.resolve()
+
+
+def _rehearsing(path: Path, rehearsed: list[str], overrides: list[str]) -> tuple[Draft, dict[str, Any]]:
+    """As `_drafted`, with the recipe's own overrides before those of the command line, named by their place."""
+    draft, tree = _drafted(path, [*rehearsed, *overrides])
+    place = draft.origin("rehearsal.overrides")
+    for key, origin in draft.origins.items():
+        if origin.removeprefix("override ") in rehearsed:
+            draft.origins[key] = f"rehearsal, {place}"
+    draft.mistakes = [
+        replace(mistake, where=place) if mistake.where.removeprefix("override ") in rehearsed else mistake
+        for mistake in draft.mistakes
+    ]
+    draft.notes = [f"model.weights=random rehearses the recipe with {', '.join(rehearsed)} ({place})"]
+    return draft, tree
+
+
+def _rehearsal(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """The recipe's own overrides for random weights, without those of keys that the user sets."""
+    model, rehearsal = tree.get("model"), tree.get("rehearsal")
+    if not isinstance(model, dict) or model.get("weights") != "random" or not isinstance(rehearsal, dict):
+        return []
+    lines = rehearsal.get("overrides")
+    if not isinstance(lines, list):
+        return []
+    given = {override.partition("=")[0].lstrip("+~") for override in overrides}
+    return [str(line) for line in lines if str(line).partition("=")[0].lstrip("+~") not in given]
 
 
 def find_recipe(recipe: str) -> Path:

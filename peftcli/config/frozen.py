@@ -37,7 +37,10 @@ def anchored(config: RunConfig) -> RunConfig:
     method = config.method
     if tuned := getattr(method, "tuned", None):
         method = replace(method, tuned=str(Path(os.path.expanduser(tuned)).absolute()))
-    return replace(config, model=model, method=method, data=replace(config.data, files=files))
+    task: Any = config.task
+    if databases := getattr(task, "databases", None):
+        task = replace(task, databases=str(Path(os.path.expanduser(databases)).absolute()))
+    return replace(config, model=model, method=method, task=task, data=replace(config.data, files=files))
 
 
 def _anchored(value: Any) -> Any:

@@ -24,6 +24,16 @@ NEEDED: dict[str, tuple[str, ...]] = {
 }
 """Arguments that a tuner cannot do without, though PEFT gives them a default and trips over it later."""
 
+_EITHER = {
+    "ADALORA", "ADAPTION_PROMPT", "BEFT", "BOFT", "CARTRIDGE", "FOURIERFT", "HIRA", "IA3", "LILY", "LN_TUNING", "LORA",
+    "MISS", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "PVERA", "P_TUNING", "RANDLORA", "ROAD", "SHIRA",
+    "TRAINABLE_TOKENS", "VBLORA", "VERA", "WAVEFT",
+}  # fmt: skip
+PACKED = {"nf4": _EITHER | {"C3A", "GRALORA"}, "int8": _EITHER | {"LOHA", "LOKR"}}
+"""Tuners that train on a base in few bits, by its kind, with PEFT 0.21.2; others fail, or take the bits for numbers."""
+PACKED_INITS = (None, True, False, "gaussian")
+"""Values of `init_lora_weights` that do not look at the weight."""
+
 
 @cache
 def arguments() -> dict[str, frozenset[str]]:
@@ -73,6 +83,23 @@ def lacking(tuner: str, given: dict[str, object], where: str = "") -> list[Mista
         for name in NEEDED.get(tuner, ())
         if given.get(name) is None
     ]
+
+
+def on_packed(tuner: str, given: dict[str, object], kind: str) -> Iterator[tuple[str, str]]:
+    """What does not go with a base in few bits: the key it was written under, and why.
+
+    Args:
+        tuner: `method.type`.
+        given: `method.args`.
+        kind: `model.quantization`.
+    """
+    if tuner.upper() in arguments() and tuner.upper() not in PACKED[kind]:
+        yield "method.type", f"PEFT's {tuner.upper()} does not train on matrices in {kind}"
+    if given.get("init_lora_weights") not in PACKED_INITS:
+        init = given["init_lora_weights"]
+        yield "method.args.init_lora_weights", f"init_lora_weights={init} needs the weights' own numbers, not {kind}"
+    if kind == "int8" and given.get("use_dora"):
+        yield "method.args.use_dora", "PEFT's DoRA does not train on matrices in int8"
 
 
 def _peft_type(node: ast.ClassDef) -> str:

@@ -11,7 +11,13 @@ from peftcli.config.schema import RunConfig
 
 GROUPS = ("data", "model", "launch")
 """Groups that say where things are now."""
-KEYS = ("training.eval_batch_size", "training.precision", "task.generated_rows", "task.max_new_tokens")
+MEASURED = (
+    "prompt", "completion", "max_length", "generated_rows", "max_new_tokens", "beams", "samples", "temperature",
+    "top_p", "scoring", "answer", "program", "tests", "databases", "best_metric",
+)  # fmt: skip
+TRAINING = ("eval_batch_size", "precision", "merge_tolerance")
+KEYS = (*(f"training.{name}" for name in TRAINING), *(f"task.{name}" for name in MEASURED))
+"""Keys that change how a finished model is measured, not what it is."""
 
 
 def load(path: Path, overrides: Sequence[str] = ()) -> RunConfig:

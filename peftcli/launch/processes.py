@@ -14,6 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from peftcli import fetch_no_kernels
 from peftcli.config.errors import CheckFailed, Mistake, UserError
 from peftcli.config.schema import LaunchConfig
 from peftcli.training.signals import StopRequest
@@ -132,6 +133,7 @@ def _lost(failures: Iterable[Any]) -> CheckFailed:
 
 def worker(run: str, processes: int, quiet: bool) -> None:
     """What each worker process does: train from the run folder; leave the message of a failure there."""
+    fetch_no_kernels()
     world = int(os.environ["WORLD_SIZE"])
     if world != processes:
         raise CheckFailed("lost-worker", f"{processes} processes were asked for, {world} were started")

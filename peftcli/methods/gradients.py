@@ -6,25 +6,30 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
 from math import isfinite
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from peftcli.config.errors import CheckFailed
 from peftcli.methods.contract import Calibration
+from peftcli.models import packed
 
 Weights = Mapping[str, Tensor]
 """Frozen parameters by a name of the caller's."""
+Watched = Mapping[str, Tensor | nn.Module]
+"""The same; a linear layer in a parameter's place stands for a weight that cannot have a gradient (it is packed in few
+bits), or whose gradient would be more than this layer's (it is another layer's too)."""
 
 
 def visit(
-    model: nn.Module, weights: Weights, calibration: Calibration, batches: int, take: Callable[[str, Tensor], None]
+    model: nn.Module, weights: Watched, calibration: Calibration, batches: int, take: Callable[[str, Tensor], None]
 ) -> tuple[float, int]:
     """Show the gradient of every weight on every batch, and let go of it at once.
 
     Args:
         model: The untouched base; in evaluation mode meanwhile.
-        weights: Which of its parameters.
+        weights: Which of its parameters, or layers in place of their weights.
         calibration: The rows, and the loss.
         batches: Most batches to look at.
         take: Called with a name and the gradient of a batch's mean loss, in the parameter's shape and type.
@@ -50,12 +55,16 @@ def visit(
 
 
 @contextmanager
-def _watched(model: nn.Module, weights: Weights, take: Callable[[str, Tensor], None]) -> Iterator[None]:
+def _watched(model: nn.Module, weights: Watched, take: Callable[[str, Tensor], None]) -> Iterator[None]:
     training = model.training
+    parameters = {name: weight for name, weight in weights.items() if isinstance(weight, Tensor)}
     hooks = []
     for name, weight in weights.items():
-        weight.requires_grad_(True)
-        hooks.append(weight.register_post_accumulate_grad_hook(_taker(name, take)))
+        if isinstance(weight, Tensor):
+            weight.requires_grad_(True)
+            hooks.append(weight.register_post_accumulate_grad_hook(_taker(name, take)))
+        else:
+            hooks.append(weight.register_forward_hook(_product(name, take)))
     model.eval()
     try:
         yield
@@ -63,7 +72,7 @@ def _watched(model: nn.Module, weights: Weights, take: Callable[[str, Tensor], N
         model.train(training)
         for hook in hooks:
             hook.remove()
-        for weight in weights.values():
+        for weight in parameters.values():
             weight.requires_grad_(False)
             weight.grad = None
 
@@ -77,15 +86,31 @@ def _taker(name: str, take: Callable[[str, Tensor], None]) -> Callable[[Tensor],
     return hand_over
 
 
-def mean(model: nn.Module, weights: Weights, calibration: Calibration, batches: int) -> dict[str, Tensor]:
+def _product(name: str, take: Callable[[str, Tensor], None]) -> Callable[[Any, Any, Tensor], Tensor]:
+    """A forward hook that hands over gᵀ x, where g is the gradient of a linear layer's outputs and x its inputs."""
+
+    def watch(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        x = inputs[0].detach()
+        # Below the first watched layer nothing may need a gradient: then the graph begins here.
+        watched = output if output.requires_grad else output.detach().requires_grad_()
+        watched.register_hook(lambda g: take(name, g.flatten(0, -2).T @ x.flatten(0, -2).to(g.dtype)))
+        return watched
+
+    return watch
+
+
+def mean(model: nn.Module, weights: Watched, calibration: Calibration, batches: int) -> dict[str, Tensor]:
     """The gradients of the mean loss, in float32 (float64 where the weights are); see `visit`."""
-    sums = {
-        name: torch.zeros_like(weight, dtype=torch.promote_types(weight.dtype, torch.float32), requires_grad=False)
-        for name, weight in weights.items()
-    }
+    sums = {name: _zeros(weight) for name, weight in weights.items()}
 
     def add(name: str, G: Tensor) -> None:
         sums[name] += G
 
     _, count = visit(model, weights, calibration, batches, add)
     return {name: total.div_(count) for name, total in sums.items()}
+
+
+def _zeros(weight: Any) -> Tensor:
+    values = weight if isinstance(weight, Tensor) else weight.weight
+    size = weight.shape if isinstance(weight, Tensor) else packed.shape(weight)
+    return torch.zeros(size, dtype=torch.promote_types(values.dtype, torch.float32), device=values.device)

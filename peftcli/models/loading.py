@@ -15,7 +15,7 @@ import torch
 
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import ModelConfig
-from peftcli.models import batch_norm, byte_tokenizer, families, image_reader, vision
+from peftcli.models import batch_norm, byte_tokenizer, families, image_reader, outline, quantized, vision
 from peftcli.models.checkpoint import check_weights, find_folder, plain_errors, quiet, where
 from peftcli.models.family import Family
 from peftcli.models.image_reader import ImageReader
@@ -91,11 +91,16 @@ def load(
     words: Any = None if meta else image_reader.find(config, image_size) if pictures else tokenizer(config)
     if words is not None and not pictures:
         shape.pad_token_id = words.pad_token_id
+    if config.quantization:
+        _check_packing(config, shape)
+        if not meta:
+            quantized.check(config.quantization, device)
+    bits = quantized.settings(config.quantization, DTYPES[precision]) if config.quantization and not meta else None
     notes: list[str] = []
     if meta or config.weights == "random":
-        model = _draw(config, shape, architecture, dtype, "meta" if meta else device)
+        model = _draw(config, shape, architecture, dtype, "meta" if meta else device, bits)
     else:
-        model, drawn = _read(config, folder, shape, architecture, dtype, device)
+        model, drawn = _read(config, folder, shape, architecture, dtype, device, bits)
         if labels is not None and architecture != "causal-lm":
             notes += filter(None, [vision.new_head(model, None if drawn else former, labels)])
     if pictures:
@@ -107,6 +112,9 @@ def load(
     if config.batch_norm == "frozen":
         batch_norm.rest(model)
     mamba_mixer.install(model)
+    if bits is not None:
+        quantized.check_sizes(model)
+        quantized.steady(model)
     model.requires_grad_(False)
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
@@ -202,17 +210,38 @@ def auto_class(architecture: Architecture) -> Any:
     }[architecture]
 
 
+def _check_packing(config: ModelConfig, shape: PreTrainedConfig) -> None:
+    key = "model.quantization"
+    if shape.model_type == "mamba":
+        what = f"{key}={config.quantization}: Mamba's forward pass reads its matrices as they are"
+        raise UserError(Mistake(what, key, hint=f"{key}=null; models of attention layers can be packed"))
+    if method := getattr(shape, "quantization_config", None):
+        method = getattr(method, "quant_method", None) or dict(method).get("quant_method", "a way of its own")
+        what = f"{key}={config.quantization}, and {config.name} is packed already, by {method}"
+        raise UserError(Mistake(what, key, hint="name the checkpoint with whole weights"))
+
+
 def _draw(
-    config: ModelConfig, shape: PreTrainedConfig, architecture: Architecture, dtype: torch.dtype, device: str
+    config: ModelConfig,
+    shape: PreTrainedConfig,
+    architecture: Architecture,
+    dtype: torch.dtype,
+    device: str,
+    bits: Any,
 ) -> PreTrainedModel:
     """A model of this shape with random weights, the same for every run, so that an adapter finds its base again."""
     from peftcli.models import mamba_gaps
 
-    with plain_errors(config), torch.random.fork_rng(), torch.device(device):
+    with plain_errors(config), torch.random.fork_rng():
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
-        model = auto_class(architecture).from_config(
-            shape, dtype=dtype, attn_implementation=attention(config, shape.to_dict()), trust_remote_code=False
-        )
+        with torch.device("meta" if bits else device):
+            model = auto_class(architecture).from_config(
+                shape, dtype=dtype, attn_implementation=attention(config, shape.to_dict()), trust_remote_code=False
+            )
+        if bits:
+            quantized.draw(model, bits, device, dtype)
+        elif config.quantization:
+            outline.trace(model, config.quantization)
         mamba_gaps.draw_exactly(model)
         return model
 
@@ -224,13 +253,16 @@ def _read(
     architecture: Architecture,
     dtype: torch.dtype,
     device: str,
+    bits: Any,
 ) -> tuple[PreTrainedModel, bool]:
     """The model, and whether its checkpoint had no head, so that one was drawn."""
     if folder:
         check_weights(folder)
     if getattr(shape, "rescale_prenorm_residual", False):
         shape.rescale_prenorm_residual = False  # Transformers 5.23 scales Mamba's out_proj after reading it, each time
-    placed = {} if device == "cpu" else {"device_map": {"": device}}
+    placed: dict[str, Any] = {} if device == "cpu" and bits is None else {"device_map": {"": device}}
+    if bits is not None:
+        placed["quantization_config"] = bits
     with plain_errors(config), quiet():
         model, found = auto_class(architecture).from_pretrained(
             folder or config.name,

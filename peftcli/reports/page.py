@@ -64,6 +64,8 @@ def _prose(text: str) -> str:
 def _content(run: Record) -> dict[str, Any]:
     """Everything the template shows, in its order; the template itself decides nothing but layout."""
     report, script = run.report, (HERE / "page.js").read_text(encoding="utf-8")
+    table = quality.table(report)
+    bars = bool(table.metrics) and table.metrics[0] in quality.SHARES and any(c[0].interval for _, c in table.rows)
     about, answered = report.get("run") or {}, (report.get("quality") or {}).get("answers") or {}
     shown, left_out = _examples(report, _group(run, "task").get("type") == "classification")
     checks = sorted(report.get("checks") or [], key=lambda check: bool(check.get("passed")))
@@ -76,7 +78,10 @@ def _content(run: Record) -> dict[str, Any]:
         "state": _state(run),
         "verdict": quality.verdict(report),
         "facts": list(_facts(run)),
-        "quality": quality.table(report),
+        "quality": table,
+        "bars": bars,
+        "ranges": any(cell.interval for _, cells in table.rows for cell in cells[bars:]),
+        "protocol": quality.protocol(report),
         "answer_figures": answers.figures(answered),
         "worst": answers.worst(answered),
         "split": (report.get("quality") or {}).get("split", "test"),
@@ -170,7 +175,7 @@ def _examples(report: dict[str, Any], labelled: bool) -> tuple[list[dict[str, An
     """Examples with the wrong ones first, each with what tuning changed, and how many more there are."""
     examples = [
         {
-            **{key: "" if row.get(key) is None else str(row[key]) for key in EXAMPLE_TEXTS},
+            **{key: _text(row.get(key)) for key in EXAMPLE_TEXTS},
             "correct": row.get("correct"),
             "change": _change(row) if labelled else "",
         }
@@ -178,6 +183,13 @@ def _examples(report: dict[str, Any], labelled: bool) -> tuple[list[dict[str, An
     ]
     ordered = sorted(examples, key=lambda example: {False: 0, None: 1}.get(example["correct"], 2))
     return ordered[:MOST_EXAMPLES], max(0, len(ordered) - MOST_EXAMPLES)
+
+
+def _text(value: Any) -> str:
+    """A cell's text; several drawn answers one below the other."""
+    if isinstance(value, list):
+        return "\n\n".join(f"{i}. {text}" for i, text in enumerate(value, 1))
+    return "" if value is None else str(value)
 
 
 def _change(row: dict[str, Any]) -> str:

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from peftcli.reports import units
+from peftcli.tasks.intervals import wilson
 
-PROPORTIONS = frozenset({"accuracy", "exact_match", "answer_accuracy"})
+ANSWERS = (
+    "accuracy", "exact_match", "answer_accuracy", "exact_match_strict", "exact_match_flexible", "math_verify",
+    "math_verify_strict", "execution_match",
+)  # fmt: skip
+PROPORTIONS = frozenset(ANSWERS)
 """Metrics that are a count of right rows over all rows, so that a binomial interval holds."""
-GENERATED = frozenset({"exact_match", "answer_accuracy"})
 SHARES = PROPORTIONS | {
     "balanced_accuracy", "f1_macro", "f1", "precision", "recall", "auroc", "average_precision",
     "recall_at_false_alarms", "calibration_error",
 }  # fmt: skip
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "calibration_error"})
+PASS = "pass_at_"
+"""Begins the names of shares of programs that pass their tests."""
+TITLES = {
+    "f1_macro": "F1 (macro)", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L", "bleu": "BLEU",
+    "math_verify": "math-verify", "math_verify_strict": "math-verify, boxed", "auroc": "AUROC",
+    "exact_match_strict": "exact match, strict", "exact_match_flexible": "exact match, flexible",
+}  # fmt: skip
 GLOSSES = {
     "balanced_accuracy": "the mean over the classes of the share answered correctly; rare classes count as much",
     "f1_macro": "the mean over the classes of F1, which falls with rows missed and with rows wrongly given",
@@ -25,7 +37,6 @@ GLOSSES = {
     "calibration_error": "the mean gap between how sure the model is and how often it is right",
 }
 """Metrics that need a line of explanation."""
-Z_95 = 1.959964
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,8 @@ class Cell:
     text: str
     best: bool
     interval: tuple[float, float] | None
+    range: str
+    """The interval as it is written."""
 
 
 @dataclass(frozen=True)
@@ -45,14 +58,6 @@ class Table:
     metrics: list[str]
     rows: list[tuple[str, list[Cell]]]
     counts: dict[str, int | None]
-
-
-def wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % score interval of a proportion (Wilson 1927): honest near 0 and 1 and for small n."""
-    centre = share + Z_95**2 / (2 * n)
-    half = Z_95 * math.sqrt(share * (1 - share) / n + Z_95**2 / (4 * n * n))
-    scale = 1 + Z_95**2 / n
-    return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
 def difference(first: float, second: float, n: int) -> tuple[float, float]:
@@ -67,14 +72,14 @@ def difference(first: float, second: float, n: int) -> tuple[float, float]:
 
 def written(metric: str, value: float | None) -> str:
     """A metric's value as people write it: shares in percent, the rest as numbers."""
-    return units.percent(value) if metric in SHARES else units.number(value)
+    return units.percent(value) if metric in SHARES or metric.startswith(PASS) else units.number(value)
 
 
 def title(metric: str) -> str:
     """A metric's name in words."""
-    return {"f1_macro": "F1 (macro)", "rouge_l": "ROUGE-L", "bleu": "BLEU", "auroc": "AUROC"}.get(
-        metric, metric.replace("_", " ")
-    )
+    if metric.startswith(PASS):
+        return f"pass@{metric.removeprefix(PASS)}"
+    return TITLES.get(metric, metric.replace("_", " "))
 
 
 def higher_is_better(metric: str, quality: dict[str, Any]) -> bool:
@@ -88,7 +93,7 @@ def measured_rows(report: dict[str, Any], metric: str) -> int | None:
     """How many rows a metric was measured on; generated answers are measured on a few."""
     quality = report.get("quality") or {}
     split = (report.get("data") or {}).get(quality.get("split", "test")) or {}
-    if metric in GENERATED and (generated := quality.get("rows_generated")):
+    if metric not in LOWER_IS_BETTER and (generated := quality.get("rows_generated")):
         return generated
     return quality.get("rows_measured") or split.get("rows") or None
 
@@ -96,27 +101,48 @@ def measured_rows(report: dict[str, Any], metric: str) -> int | None:
 def table(report: dict[str, Any]) -> Table:
     """The quality table of a report, with the best value of each column marked and intervals where they hold."""
     quality = report.get("quality") or {}
-    rows = [(str(row.get("name", "")), row.get("metrics") or {}) for row in quality.get("rows") or []]
-    names = list(dict.fromkeys(name for _, metrics in rows for name in metrics))
+    rows = [
+        (str(row.get("name", "")), row.get("metrics") or {}, row.get("intervals") or {})
+        for row in quality.get("rows") or []
+    ]
+    names = list(dict.fromkeys(name for _, metrics, _ in rows for name in metrics))
     rows = rows if names else []  # a run without held-out rows
     main = quality.get("metric")
     metrics = [main, *(m for m in names if m != main)] if main in names else names
     counts = {m: measured_rows(report, m) for m in metrics}
     best = {}
     for metric in metrics:
-        values = [v[metric] for _, v in rows if _finite(v.get(metric))]
+        values = [v[metric] for _, v, _ in rows if _finite(v.get(metric))]
         if len(values) > 1 and len(set(values)) > 1:
             best[metric] = (max if higher_is_better(metric, quality) else min)(values)
 
-    def cell(metric: str, value: Any) -> Cell:
+    def cell(metric: str, value: Any, measured: Any) -> Cell:
         if not isinstance(value, int | float):
-            return Cell(None, units.NONE, False, None)
+            return Cell(None, units.NONE, False, None, "")
         n = counts[metric]
-        bounded = metric in PROPORTIONS and n and 0 <= value <= 1
-        interval = wilson(value, n) if bounded and n else None
-        return Cell(value, written(metric, value), value == best.get(metric), interval)
+        interval = (measured[0], measured[1]) if measured else None
+        if interval is None and metric in PROPORTIONS and n and 0 <= value <= 1:
+            interval = wilson(value, n)
+        ends = [written(metric, end) for end in interval or ()]
+        told = f"{ends[0].removesuffix(' %')} to {ends[1]}" if ends else ""
+        return Cell(value, written(metric, value), value == best.get(metric), interval, told)
 
-    return Table(metrics, [(name, [cell(m, values.get(m)) for m in metrics]) for name, values in rows], counts)
+    cells = [(name, [cell(m, values.get(m), bounds.get(m)) for m in metrics]) for name, values, bounds in rows]
+    return Table(metrics, cells, counts)
+
+
+def protocol(report: dict[str, Any]) -> str:
+    """How generated answers were asked for and judged, in one sentence; empty for tasks that generate none."""
+    quality = report.get("quality") or {}
+    told, generated = quality.get("protocol"), quality.get("rows_generated")
+    if not told or not generated:
+        return ""
+    of_all = f" of {quality['rows_measured']:,}" if quality.get("rows_measured") else ""
+    prompt, shots = json.dumps(told["prompt"], ensure_ascii=False), told["shots"]
+    return (
+        f"{generated:,}{of_all} rows answered after the prompt {prompt} with {shots or 'no'} shot{'s' * (shots != 1)}; "
+        f"{told['decoding']}, up to {told['max_new_tokens']} tokens, judged as {told['scoring']}"
+    )
 
 
 def verdict(report: dict[str, Any]) -> str:

@@ -9,6 +9,7 @@ from peftcli.reports import quality, units
 
 if TYPE_CHECKING:
     from rich.table import Table
+    from rich.text import Text
 
 
 def table(report: dict[str, Any]) -> Table:
@@ -27,26 +28,62 @@ def table(report: dict[str, Any]) -> Table:
     split = (report.get("quality") or {}).get("split", "test")
     view = Table(box=box.SIMPLE_HEAD, caption=Text(_below(report)), caption_justify="left", pad_edge=False)
     view.add_column(Text(f"{split} split, {rows:,} rows" if rows else f"{split} split"))
+    if _crowded(measured):
+        _by_metric(view, measured)
+    else:
+        _by_model(view, measured)
+    return view
+
+
+def _crowded(measured: quality.Table) -> bool:
+    """Whether other metrics than the first have intervals."""
+    return any(cell.interval for _, cells in measured.rows for cell in cells[1:])
+
+
+def _by_model(view: Table, measured: quality.Table) -> None:
+    """A row a model, with the interval of the first metric."""
+    from rich.text import Text
+
+    bounded = any(cells[0].interval for _, cells in measured.rows if cells)
     for index, metric in enumerate(measured.metrics):
         view.add_column(Text(quality.title(metric)), justify="right")
-        if index == 0 and any(cells[0].interval for _, cells in measured.rows):
+        if index == 0 and bounded:
             view.add_column("95 % interval", justify="right", style="dim")
     for name, cells in measured.rows:
         texts = []
         for index, cell in enumerate(cells):
-            texts.append(Text(cell.text + (" *" if cell.best else "  "), style="green" if cell.best else ""))
-            if index == 0 and any(other[0].interval for _, other in measured.rows):
-                low_high = cell.interval and f"{100 * cell.interval[0]:.1f} to {100 * cell.interval[1]:.1f}"
-                texts.append(Text(low_high or ""))
+            texts.append(_value(cell))
+            if index == 0 and bounded:
+                texts.append(Text(cell.range.replace(" %", "")))
         view.add_row(Text(name), *texts, style="bold" if name == "tuned" else "")
-    return view
+
+
+def _by_metric(view: Table, measured: quality.Table) -> None:
+    """A row a metric, with an interval for each model: so many columns would not fit otherwise."""
+    from rich.text import Text
+
+    for name, _ in measured.rows:
+        view.add_column(Text(name), justify="right", style="bold" if name == "tuned" else "")
+        view.add_column("95 % interval", justify="right", style="dim", no_wrap=True)
+    for index, metric in enumerate(measured.metrics):
+        cells = [cells[index] for _, cells in measured.rows]
+        texts = [text for cell in cells for text in (_value(cell), Text(cell.range))]
+        view.add_row(Text(quality.title(metric)), *texts)
+
+
+def _value(cell: quality.Cell) -> Text:
+    from rich.text import Text
+
+    return Text(cell.text + (" *" if cell.best else "  "), style="green" if cell.best else "")
 
 
 def _below(report: dict[str, Any]) -> str:
     """What stands below the table: cost, the meaning of the star where there is one, and the verdict."""
     measured = quality.table(report)
     starred = any(cell.best for _, cells in measured.rows for cell in cells)
-    lines = [cost(report), "* best of its column" if starred else "", quality.verdict(report) if measured.rows else ""]
+    best = f"* best of its {'row' if _crowded(measured) else 'column'}"
+    lines = [cost(report), best if starred else "", quality.protocol(report)]
+    lines.append(quality.verdict(report) if measured.rows else "")
     return "\n".join(line for line in lines if line)
 
 

@@ -14,7 +14,7 @@ from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
 from peftcli.data.collate import IGNORE
 from peftcli.data.rows import Rows
 from peftcli.models.positions import select
-from peftcli.tasks import baselines, labels, metrics
+from peftcli.tasks import baselines, intervals, labels, metrics
 from peftcli.tasks.contract import Encoded, Evaluation, Loss, Quality, Task, bare, check_metric
 from peftcli.tasks.inference import marked, measuring, to_batch
 from peftcli.tasks.prompts import Template
@@ -30,8 +30,8 @@ class ClassificationTask(Task):
     Either way the class stands as the label of the row's last token, and nowhere else.
     """
 
-    def __init__(self, config: Any):
-        super().__init__(config)
+    def __init__(self, config: Any, seed: int = 0):
+        super().__init__(config, seed)
         self.template = Template(config.prompt, "task.prompt")
         if not self.template.columns:
             raise UserError(Mistake(f"task.prompt={config.prompt!r} names no column", hint="write {text} for the text"))
@@ -171,6 +171,7 @@ class ClassificationTask(Task):
                 }
                 for row, target, guess, score in answers
             ],
+            {"accuracy": intervals.wilson(measured["accuracy"], len(encoded))},
         )
 
     def baselines(self, splits: Any) -> list[Quality]:

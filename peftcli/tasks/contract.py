@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.text import Text
     from torch import Tensor, nn
 
-COLUMNS = ("row", "input_ids", "labels", "prompt_length")
+COLUMNS = ("row", "input_ids", "labels", "prompt_length", "about")
 """Columns of an encoded row that batches and measurements read."""
 CUT = {"truncated": "cut to the longest length", "dropped": "left out as too long or empty"}
 ENCODING = 1
@@ -77,6 +77,8 @@ class Quality:
 
     name: str
     metrics: dict[str, float]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals of metrics."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,9 @@ class Evaluation:
 
     metrics: dict[str, float]
     examples: list[dict[str, Any]] = field(default_factory=list)
-    """Rows, each with row, input, expected, predicted, correct, score."""
+    """Rows, each with row, input, expected, predicted (a list of several samples), correct, score."""
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
+    """95 % intervals of metrics, as far as rows like these allow."""
     answers: dict[str, Any] = field(default_factory=dict)
     """What the report draws of them: `confusion`, `reliability`, `worst`, where the task has them."""
 
@@ -111,6 +115,7 @@ class Task(ABC):
 
     Args:
         config: The task's group of the recipe.
+        seed: The run's, for answers that are drawn.
 
     Attributes:
         needed: Columns that the templates name, by their roles.
@@ -118,6 +123,8 @@ class Task(ABC):
         labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
         image_size: Side in pixels of the pictures, where the recipe gives one.
         workers: Threads that make batches ahead of the step; 0 where there is nothing to make.
+        notes: What it leaves out of its measurements, and why.
+        shots: Training rows as text, to stand before each prompt; known after `fit` or set from a saved run.
     """
 
     architecture: Literal["causal-lm", "sequence-classification", "image-classification"] = "causal-lm"
@@ -126,11 +133,13 @@ class Task(ABC):
     needed: list[str]
     asked: list[str]
     labels: list[str] | None = None
+    notes: tuple[str, ...] = ()
     best_metric: str
     higher_is_better: bool
 
-    def __init__(self, config: Any):
-        self.config = config
+    def __init__(self, config: Any, seed: int = 0):
+        self.config, self.seed = config, seed
+        self.shots: list[str] = []
         self._tokens: Tokens | None = None
 
     def reader(self, model: ModelConfig) -> Any:
@@ -168,7 +177,7 @@ class Task(ABC):
             CheckFailed: `no-trainable-tokens`, where no row has a position to learn.
         """
         tokens = self.tokens(tokenizer)
-        about = [ENCODING, asdict(self.config), self.labels, tokens.fingerprint]
+        about = [ENCODING, asdict(self.config), self.labels, self.shots, tokens.fingerprint]
         key = hashlib.sha256(json.dumps(about, sort_keys=True).encode()).hexdigest()
         found = encode(rows, lambda row: self.encode(row, tokenizer), key)
         lengths, truncated = found.lengths(), found["truncated"]
@@ -259,6 +268,10 @@ class Task(ABC):
             precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
             generate: Also decode and give examples, which is slow for generation.
         """
+
+    def protocol(self) -> dict[str, Any]:
+        """How answers are asked for and judged, for whoever reads the numbers; empty where the task's name says it."""
+        return {}
 
     def baselines(self, splits: Any) -> list[Quality]:
         """What can be had without the model, on the test split, or the validation split where there is none."""

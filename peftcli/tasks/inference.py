@@ -35,37 +35,6 @@ def to_batch(rows: list[dict[str, Any]], tokenizer: Any, device: Any, side: str 
     return {name: value.to(device) for name, value in pad(rows, pad_id(tokenizer), side, MULTIPLE).items()}
 
 
-def decode_greedily(
-    model: Any, prompts: list[list[int]], tokenizer: Any, device: Any, max_new_tokens: int, stops: list[int]
-) -> list[str]:
-    """The likeliest next tokens after each prompt, up to an end token, as text without special tokens.
-
-    Args:
-        model: A causal language model inside `measuring`.
-        prompts: Token ids; padded on the left, so that all answers start at the same position.
-        tokenizer: The model's.
-        device: Where the model is.
-        max_new_tokens: Longest answer.
-        stops: End tokens, beside those that the checkpoint names.
-    """
-    from transformers import GenerationConfig
-
-    batch = to_batch([{"input_ids": ids} for ids in prompts], tokenizer, device, "left")
-    named = getattr(getattr(model, "generation_config", None), "eos_token_id", None)
-    ends = {*stops, *(named if isinstance(named, list) else [named])} - {None}
-    settings = GenerationConfig(
-        do_sample=False,
-        max_new_tokens=max_new_tokens,
-        use_cache=True,
-        eos_token_id=sorted(ends),
-        pad_token_id=pad_id(tokenizer),
-    )
-    out_BL = model.generate(
-        input_ids=batch["input_ids"], attention_mask=batch["attention_mask"], generation_config=settings
-    )
-    return tokenizer.batch_decode(out_BL[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
-
-
 def marked(ids: list[int], learnt: list[bool], tokenizer: Any) -> list[tuple[str, bool]]:
     """Token ids as stretches of text, each learnt or not. Text is cut by decoding from the start each time, because
     some tokenizers drop the space of the first token they decode."""

@@ -59,3 +59,12 @@ def cross_entropy_sum(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
         fp32 scalar (fp64 for fp64 logits), equal to `F.cross_entropy(logits.float(), targets, reduction="sum")`.
     """
     return _CrossEntropySum.apply(logits_SV, targets_S)
+
+
+def cross_entropy_each(logits_SV: Tensor, targets_S: Tensor) -> Tensor:
+    """Cross-entropy of each position, to measure without gradients: fp32 [S] (fp64 for fp64 logits)."""
+    parts = [
+        F.cross_entropy(logits_SV[part].to(_wide(logits_SV)), targets_S[part], reduction="none")
+        for part in _chunks(logits_SV)
+    ]
+    return torch.cat(parts) if parts else logits_SV.new_zeros(0)

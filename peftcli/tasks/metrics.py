@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-import re
 
 import torch
 from torch import Tensor
 
 CLASSIFICATION = ("accuracy", "balanced_accuracy", "f1_macro", "loss")
 TOKENS = ("loss", "perplexity")
-TEXTS = ("rouge_l", "bleu", "exact_match")
 LOWER_IS_BETTER = ("loss", "perplexity")
 
 
@@ -46,35 +44,9 @@ def _single(value: Tensor) -> float:
 def tokens(total: float, weight: int) -> dict[str, float]:
     """Mean loss a token in nats, and its exponential, from a sum over tokens and their number."""
     loss = total / weight
-    return {"loss": loss, "perplexity": math.exp(loss) if loss < 700 else math.inf}
+    return {"loss": loss, "perplexity": perplexity(loss)}
 
 
-def rouge_l(predicted: list[str], expected: list[str]) -> list[float]:
-    """ROUGE-L F1 of each text, 0 to 1 (Latin letters and digits only, as the score is defined)."""
-    from rouge_score.rouge_scorer import RougeScorer
-
-    scorer = RougeScorer(["rougeL"])
-    return [scorer.score(right, text)["rougeL"].fmeasure for text, right in zip(predicted, expected, strict=True)]
-
-
-def bleu(predicted: list[str], expected: list[str]) -> float:
-    """Corpus BLEU by sacrebleu's defaults, 0 to 100."""
-    import sacrebleu
-
-    return sacrebleu.corpus_bleu(predicted, [expected]).score
-
-
-def answer(pattern: str, text: str) -> str | None:
-    """The final answer: the first group of the pattern's last match, or None where it matches nothing."""
-    found = list(re.finditer(pattern, text))
-    return found[-1].group(1).strip() if found and found[-1].group(1) is not None else None
-
-
-def same_answer(a: str | None, b: str | None) -> bool:
-    """Whether two answers are the same text or the same number (`1,000.0` is `1000`); no answer is never right."""
-    if a is None or b is None:
-        return False
-    try:
-        return float(a.replace(",", "").strip("$ .")) == float(b.replace(",", "").strip("$ ."))
-    except ValueError:
-        return a == b
+def perplexity(loss: float) -> float:
+    """The exponential of a loss, infinite where no float holds it."""
+    return math.exp(loss) if loss < 700 else math.inf

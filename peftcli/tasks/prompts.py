@@ -47,16 +47,26 @@ class Template:
         return list(dict.fromkeys(name for _, name, _, _ in string.Formatter().parse(self.text) if name))
 
     def values(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """The named columns of a row as text; an empty cell is an empty text.
+        """The named columns of a row as text; an empty cell is an empty text, a list of texts a line each.
 
         Raises:
             UserError: The row lacks a column.
         """
         if missing := [name for name in self.columns if name not in row]:
             raise UserError(*(unknown("column", name, row, where=self.key) for name in missing))
-        return {name: "" if row[name] is None else str(row[name]) for name in self.columns}
+        return {name: _text(row[name]) for name in self.columns}
+
+    def fill(self, row: Mapping[str, Any]) -> str:
+        """The template with a row's values."""
+        return self.render(self.values(row))
 
     def render(self, values: Mapping[str, str]) -> str:
         """The template with each name replaced by its value, taken literally."""
         parts = string.Formatter().parse(self.text)
         return "".join(literal + (values[name] if name else "") for literal, name, _, _ in parts)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        return "\n".join(value)
+    return "" if value is None else str(value)

@@ -15,8 +15,8 @@ TASKS = {
 }
 
 
-def build(config: Any) -> Task:
-    """The task of a recipe's `task` group.
+def build(config: Any, seed: int = 0) -> Task:
+    """The task of a recipe's `task` group, with the run's seed for answers that are drawn.
 
     Raises:
         UserError: An unknown type, template, metric or regular expression.
@@ -24,4 +24,4 @@ def build(config: Any) -> Task:
     if config.type not in TASKS:
         raise UserError(unknown("task", config.type, TASKS, where="task.type"))
     module, name = TASKS[config.type].split(":")
-    return getattr(import_module(module), name)(config)
+    return getattr(import_module(module), name)(config, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,8 @@ from torch import nn
 from peftcli.artifacts import adapter, lineage
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config.schema import RunConfig
-from peftcli.models import precision, roles
-from peftcli.tasks.contract import Encoded, Evaluation
+from peftcli.models import packed, precision, roles
+from peftcli.tasks.contract import Encoded, Evaluation, Quality
 from peftcli.training import checks
 from peftcli.training.prepare import Attached, Material, arithmetic, load_model
 
@@ -85,17 +86,18 @@ def quality(
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The quality table and the rows that the report shows one by one, wrong ones first."""
     split, encoded = material.held_out
-    rows = [] if base is None else [{"name": "untouched base", "metrics": base.metrics}]
+    measured = [] if base is None else [Quality("untouched base", base.metrics, base.intervals)]
     if config.training.baselines:
-        rows += [{"name": q.name, "metrics": q.metrics} for q in material.task.baselines(material.splits)]
-    rows.append({"name": "tuned", "metrics": tuned.metrics})
+        measured += material.task.baselines(material.splits)
+    measured.append(Quality("tuned", tuned.metrics, tuned.intervals))
     table = {
         "metric": material.task.best_metric,
         "higher_is_better": material.task.higher_is_better,
         "split": split,
         "rows_measured": 0 if encoded is None else len(encoded),
         "rows_generated": len(tuned.examples),
-        "rows": rows,
+        "protocol": material.task.protocol(),
+        "rows": [asdict(row) for row in measured],
         "answers": tuned.answers,
     }
     before = {e["row"]: e["predicted"] for e in base.examples} if base else {}
@@ -121,10 +123,11 @@ def parameters(attached: Attached) -> dict[str, Any]:
     wrappers = [
         n for n, m in attached.model.named_modules() if isinstance(m, BaseTunerLayer | AuxiliaryTrainingWrapper)
     ]
+    entries = packed.entries(attached.model)
     for name, parameter in attached.model.named_parameters():
         role = roles.role_of(name, attached.loaded.family) or "other"
-        total[role] += parameter.numel()
-        trained[role] += parameter.numel() if parameter.requires_grad else 0
+        total[role] += entries[name]
+        trained[role] += entries[name] if parameter.requires_grad else 0
         if parameter.requires_grad:
             modules[role].add(next((w for w in wrappers if name.startswith(f"{w}.")), name.rpartition(".")[0]))
     return {
@@ -145,7 +148,7 @@ def save(
     about = lineage.collect(
         attached.model, config, base_id=loaded.base_id, revision=loaded.revision,
         data_fingerprint=material.splits.fingerprint, base=attached.base, labels=material.task.labels,
-        label_tokens=getattr(material.task, "words", None) or None,
+        label_tokens=getattr(material.task, "words", None) or None, shots=material.task.shots,
     )  # fmt: skip
     metrics = {"tuned": tuned.metrics}
     if attached.method.saves == "adapter":

@@ -153,7 +153,7 @@ def count(config: RunConfig, work: Workload) -> Estimate:
         precision=chosen,
         free=_free(device) if device in ("cpu", "cuda") and config.launch.device in ("auto", device) else None,
         steps=work.steps,
-        notes=work.notes + notes,
+        notes=work.notes + notes + shadow.method.notes,
     )
 
 

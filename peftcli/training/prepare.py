@@ -115,8 +115,9 @@ class Material:
 
 def load_material(config: RunConfig) -> Material:
     """Read, check and encode the rows."""
-    task = tasks.build(config.task)
+    task = tasks.build(config.task, config.seed)
     splits = sources.load(config.data, task.needed)
+    splits.notes.extend(task.notes)
     task.fit(splits)
     words = task.reader(config.model)
     if words is None:

@@ -21,6 +21,7 @@ from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
+from peftcli.models import packed
 from peftcli.training import checkpoints, checks, closing, memory, out_of_memory, prepare, trackers
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
@@ -126,7 +127,7 @@ class _Session:
         attached = prepare.attach(self.config, loaded, material, feed, steps, self.accelerator)
         self.checks += attached.checks
         trained = sum(p.numel() for p in attached.model.parameters() if p.requires_grad)
-        whole = sum(p.numel() for p in attached.model.parameters())
+        whole = sum(packed.entries(attached.model).values())
         self.display.say(f"{trained:,} of {whole:,} parameters are trained ({trained / whole:.2%}); {steps} steps")
         self.display.steps = steps
         tracker = trackers.start(self.accelerator, self.config, self.run)

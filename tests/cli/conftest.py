@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -34,6 +35,7 @@ def trained(checkpoint, rows, tmp_path_factory):
         "full": {"method": Full(), "optim": {"lr": 1e-3}},
         "prompt": {"method": Peft(type="PROMPT_TUNING", args={"num_virtual_tokens": 3})},
         "generation": {"task": generation, "training": {"baselines": True}},
+        "shots and beams": {"task": replace(generation, shots=2, beams=2)},
     }
 
     @cache

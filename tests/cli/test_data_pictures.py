@@ -63,7 +63,8 @@ def test_the_terminal_says_the_same_in_words():
     result = run()
     assert result.exit_code == 0, result.output
     for words in (
-        "30 x 40", "bad/cut.png", "peft train stops at the rows left out here", " = train row 12: good/copy.png and good/3.png",
+        "30 x 40", "bad/cut.png", "peft train stops at the rows left out here",
+        " = train row 12: good/copy.png and good/3.png",
         "leak: 1 of 7 test pictures", "contact sheet of classes:", "fingerprint:",
     ):  # fmt: skip
         assert words in result.output, words

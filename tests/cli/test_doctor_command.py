@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from importlib import metadata
 
 import pytest
@@ -78,3 +79,10 @@ def test_words_for_a_person() -> None:
     said = CliRunner().invoke(app, ["doctor"]).stdout
     assert "transformers" in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_it_says_whether_bases_can_be_held_in_few_bits(monkeypatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    assert "nf4 and int8 run on" in look()["quantization"]["what"]
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    assert look()["quantization"]["do"] == "pip install 'peftcli[quantized]'"

@@ -9,7 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-KINDS = ["words", "words in bf16", "linear", "linear in bf16", "probe", "pissa", "full", "prompt", "generation"]
+KINDS = [
+    "words",
+    "words in bf16",
+    "linear",
+    "linear in bf16",
+    "probe",
+    "pissa",
+    "full",
+    "prompt",
+    "generation",
+    "shots and beams",
+]
 
 
 def contents(folder: Path) -> dict[Path, bytes]:
@@ -160,3 +171,41 @@ def test_an_unsafe_or_damaged_adapter_is_not_loaded(peft, trained, copy):
     result = peft("eval", folder)
     assert result.exit_code == 1
     assert "unsafe-weights" in result.output
+
+
+def test_few_rows_evenly_drawn_each_answered_and_written_down(peft, trained, tmp_path):
+    out = tmp_path / "answers.jsonl"
+    run = trained("generation").path
+    result = peft("eval", run, "--limit", "7", "--predictions", out)
+    assert result.exit_code == 0, result.output
+    assert "measured 7 of 16 rows, evenly drawn" in result.output
+    assert '7 of 7 rows answered after the prompt "{text} Sentiment:" with no shots; greedy, up to 4' in result.output
+    answers = [json.loads(line) for line in out.read_text().splitlines()]
+    assert [answer["row"] for answer in answers] == [0, 2, 4, 6, 9, 11, 13]
+    assert list(answers[0]) == ["row", "input", "expected", "predicted", "correct", "score"]
+    found = json.loads(peft("eval", run, "--limit", "7", "--json").stdout)
+    assert found["difference"] == {}
+    assert found["quality"]["rows_generated"] == found["quality"]["rows_measured"] == 7
+    tuned = next(row for row in found["quality"]["rows"] if row["name"] == "tuned")
+    assert set(tuned["intervals"]) == set(tuned["metrics"])
+    for name, (low, high) in tuned["intervals"].items():
+        assert low <= tuned["metrics"][name] <= high or name == "bleu"
+    assert tuned["metrics"]["exact_match"] == sum(answer["correct"] for answer in answers) / 7
+    assert json.loads(peft("eval", run, "--limit", "99", "--json").stdout)["quality"]["rows_measured"] == 16
+    assert peft("eval", run, "--limit", "0").exit_code == 2
+    assert "names no format" in peft("eval", run, "--predictions", "answers.txt").output
+
+
+def test_other_decoding_is_another_protocol(peft, trained):
+    found = json.loads(peft("eval", trained("generation").path, "task.beams=2", "--limit", "3", "--json").stdout)
+    assert found["quality"]["protocol"]["decoding"] == "2 beams"
+    result = peft("eval", trained("generation").path, "task.beams=2")
+    assert "digit for digit" not in result.output
+    assert "against the run's report" not in result.output
+
+
+def test_a_classifier_has_few_rows_too(peft, trained):
+    found = json.loads(peft("eval", trained("words").path, "--limit", "5", "--json").stdout)
+    assert found["quality"]["rows_measured"] == 5
+    low, high = found["quality"]["rows"][-1]["intervals"]["accuracy"]
+    assert 0 <= low < high <= 1

@@ -41,7 +41,9 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is(recipe):
     text = composed.recipe_path.read_text(encoding="utf-8")
     assert text.startswith("# "), "the first comment is what `peft ls` prints"
     assert "defaults:\n" in text
-    assert recipe == "quickstart" or recipe.endswith(f"_{composed.config.method.name}")
+    method = composed.config.method
+    named = "pissa" if getattr(method, "init", "").startswith("pissa") else method.name
+    assert recipe == "quickstart" or recipe.endswith(f"_{named}")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)
@@ -258,3 +260,43 @@ def test_composing_twice_gives_the_same_and_keeps_no_state():
     first = compose("quickstart", ["method.r=3"]).tree
     assert compose("quickstart").config.method.r == 8
     assert compose("quickstart", ["method.r=3"]).tree == first
+
+
+REHEARSED = """
+defaults:
+  - data: gsm8k
+  - method: lora
+  - task: generation
+  - _self_
+model: {name: tiny, source: folder, weights: pretrained, shape: {model_type: llama}}
+training: {batch_size: 128}
+rehearsal:
+  overrides:
+    - data=wordnet-categories
+    - training.batch_size=2
+    - training.max_steps=3
+"""
+
+
+def test_random_weights_rehearse_a_recipe_by_its_own_overrides(write):
+    recipe = str(write("mine.yaml", REHEARSED))
+    assert compose(recipe).config.training.batch_size == 128
+    found = compose(recipe, ["model.weights=random", "training.max_steps=5"])
+    assert (found.config.data.name, found.config.training.batch_size) == ("wordnet-categories", 2)
+    assert found.config.training.max_steps == 5, "the command line has the last word"
+    assert found.origins["training.batch_size"] == "rehearsal, mine.yaml:10"
+    assert found.origins["training.max_steps"] == "override training.max_steps=5"
+    [note] = found.notes
+    assert "data=wordnet-categories, training.batch_size=2 (" in note
+
+
+def test_a_mistake_in_a_rehearsal_is_found_when_it_is_asked_for(write):
+    recipe = str(write("mine.yaml", REHEARSED.replace("batch_size=2", "batch_sise=2")))
+    compose(recipe)
+    with pytest.raises(UserError, match="batch_sise"):
+        compose(recipe, ["model.weights=random"])
+
+
+@pytest.mark.parametrize("recipe", [name for name in RECIPES if compose(name).config.rehearsal.overrides])
+def test_every_rehearsal_composes(recipe):
+    assert compose(recipe, ["model.weights=random"]).config.model.weights == "random"

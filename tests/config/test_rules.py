@@ -13,6 +13,7 @@ from peftcli.config.validate import schema_keys
 GENERATION = ["task=generation", "data=gsm8k"]
 PICTURES = ["model=vit-s14", "method=lora", "~method.channels", "~method.lora_targets", "data=elpv", "task=images"]
 SEVERAL = [*PICTURES, "task.multilabel=true"]
+CODE = [*GENERATION, "task.scoring=code", "task.tests='{checks}'"]
 
 
 def found(*overrides: str, recipe: str = "quickstart"):
@@ -59,6 +60,26 @@ def test_a_number_out_of_range(override):
     assert mistake.where == f"override {override}"
     assert "expected" in mistake.what
     assert "5e-324" not in mistake.what
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["beams=0", "samples=0", "temperature=0", "top_p=0", "top_p=1.1", "shots=-1", "shots=100", "generated_rows=-1"],
+)
+def test_a_number_of_generation_out_of_range(override):
+    (mistake,) = found(*GENERATION, f"task.{override}")
+    assert mistake.where == f"override task.{override}"
+    assert "expected" in mistake.what
+
+
+@pytest.mark.parametrize(
+    "override",
+    ["energy=0", "energy=-0.5", "energy=1.01", "energy=nan", "budget=0", "min_rank=0", "iterations=0", "alpha=0"],
+)
+def test_a_number_of_kpsvd_out_of_range(override):
+    mistakes = found("method=kpsvd", "method.rank=auto", f"method.{override}")
+    assert [mistake.where for mistake in mistakes] == [f"override method.{override}"]
+    assert "expected" in mistakes[0].what
 
 
 @pytest.mark.parametrize(
@@ -112,6 +133,18 @@ def test_the_ends_of_a_range_are_allowed(override):
         (["model.weights=random", "model.source=hub", "~model.shape"], "needs the shape"),
         (["model.revision=main"], "only means something with model.source=hub"),
         (["~model.shape.model_type"], "no model_type"),
+        (["model.quantization=nf4", "method=full"], "this method trains weights themselves"),
+        (["model.quantization=int8", "method=sdt"], "this method trains weights themselves"),
+        (["model.quantization=nf4", "method=lora", "method.init=pissa"], "method.init needs the weights' own numbers"),
+        (["model.quantization=int8", "method=lora", "method.use_dora=true"], "does not train on matrices in int8"),
+        (
+            ["model.quantization=nf4", "method=peft", "method.type=LOHA"],
+            "PEFT's LOHA does not train on matrices in nf4",
+        ),
+        (
+            ["model.quantization=nf4", "method=peft", "method.type=LORA", "+method.args.init_lora_weights=olora"],
+            "init_lora_weights=olora needs the weights' own numbers",
+        ),
         (["method=linear_probe"], "linear_probe trains a linear head"),
         (["method=linear_probe", *GENERATION], "linear_probe trains a linear head"),
         (["method=sdt", "method.dropout=0.1", "method.lora_targets=[]"], "drops inputs of LoRA"),
@@ -131,6 +164,18 @@ def test_the_ends_of_a_range_are_allowed(override):
         ([*GENERATION, "task.best_metric=rouge_l", "task.generated_rows=0"], "generated rows"),
         ([*GENERATION, "task.best_metric=answer_accuracy"], "does not say what an answer is"),
         ([*GENERATION, "task.best_metric=accuracy"], "cannot be 'accuracy' for generation"),
+        ([*GENERATION, "task.best_metric=rouge_l", "task.scoring=number"], "cannot be 'rouge_l' for generation"),
+        ([*GENERATION, "task.answer='(.)'", "task.scoring=number"], "task.answer only means something with"),
+        ([*GENERATION, "task.scoring=code"], "does not say what is run after a program"),
+        ([*GENERATION, "task.tests='{tests}'"], "task.tests only means something"),
+        ([*GENERATION, "task.scoring=code", "task.tests='assert True'"], "names no column"),
+        ([*CODE, "task.best_metric=pass_at_10", "task.samples=5"], "pass@k for more programs than task.samples draws"),
+        ([*CODE, "data.columns.cheks=test_list"], "data.columns.cheks is read by nothing"),
+        ([*GENERATION, "task.databases=spider/database"], "task.databases only means something"),
+        ([*GENERATION, "task.scoring=sql", "task.best_metric=execution_match"], "does not say where the databases are"),
+        ([*GENERATION, "task.samples=5"], "draws several answers a row for pass@k"),
+        ([*GENERATION, "task.samples=5", "task.beams=2"], "task.beams looks for the likeliest"),
+        ([*GENERATION, "task.shots=2", "task.template=chat"], "not into a chat"),
         ([*GENERATION, "task.system=hello"], "only means something with task.template=chat"),
         ([*PICTURES, "data.streaming=true", "training.max_steps=9"], "data.streaming is for text"),
         ([*PICTURES, "training.batch_tokens=99"], "a picture has none"),

@@ -265,6 +265,20 @@ def test_a_file_loads_with_plain_peft(settings, small, tmp_path: Path):
         get_peft_model(llama_with_lora(), KpsvdConfig(target_modules=["q_proj"]))
 
 
+@pytest.mark.parametrize("settings", [{}, {"base": "delta"}, {"sigma": "trained", "alpha": 8.0}])
+def test_a_finished_adapter_is_what_its_bfloat16_file_holds(settings, tmp_path: Path):
+    row = Row("kpsvd", {"rank": 2, **settings, "save_dtype": "bfloat16"}, dtype=torch.float32)
+    base, model, method = row.attached()
+    train(model, method, base, steps=5)
+    unrounded = base.outputs(model)
+    method.finish(model)
+    expected = base.outputs(model)
+    assert not torch.equal(expected, unrounded)
+    model.save_pretrained(tmp_path)
+    fresh = row.new_base()
+    assert torch.equal(fresh.outputs(PeftModel.from_pretrained(fresh.model, str(tmp_path)).eval()), expected)
+
+
 def llama_with_lora() -> Any:
     return get_peft_model(llama(torch.float32).model, LoraConfig(r=2, target_modules=["q_proj"])).base_model.model
 

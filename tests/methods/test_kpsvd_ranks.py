@@ -149,6 +149,12 @@ def test_a_budget_is_spent_where_a_parameter_holds_most_energy():
     assert tight["flat"] == Cut(2, "energy")
 
 
+@pytest.mark.parametrize("energy", [0.0, -0.1, 1.01, float("nan")])
+def test_an_energy_that_is_no_share_is_refused(energy):
+    with pytest.raises(UserError, match="expected more than 0 and at most 1"):
+        Rule(energy=energy)
+
+
 def test_a_budget_below_one_term_each_is_refused():
     with pytest.raises(UserError, match=r"method\.budget=15 is less than 1 term for each of 2 modules") as caught:
         ranks.choose({"a": spectrum(1.0), "b": spectrum(1.0)}, Rule(budget=15))

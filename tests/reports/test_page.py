@@ -255,3 +255,16 @@ def test_a_method_that_saves_a_model_is_not_called_an_adapter(run):
     assert "Model on disk" in reader.text
     assert "AutoModelForCausalLM.from_pretrained('runs/run/model')" in reader.text
     assert "peft merge" not in reader.text
+
+
+def test_generated_answers_tell_how_they_were_asked_for(run):
+    protocol = {"prompt": "Q: {q}\nA:", "shots": 0, "decoding": "greedy", "max_new_tokens": 64, "scoring": "number"}
+    rows = [{"name": "tuned", "metrics": {"bleu": 20.5, "loss": 2.5}, "intervals": {"bleu": [18.25, 22.75]}}]
+    told = {"metric": "bleu", "split": "test", "rows_measured": 90, "rows_generated": 40, "protocol": protocol}
+    example = {"row": 0, "input": "a", "expected": "b", "tuned": ["first", "second"], "correct": False}
+    example_run.edit(run, quality={**told, "rows": rows}, examples=[example])
+    _, reader = written(run)
+    assert '40 of 90 rows answered after the prompt "Q: {q}\\nA:" with no shots; greedy' in reader.text
+    assert "18.250 to 22.750" in reader.text
+    assert "Below a number: the 95 % interval" in reader.text
+    assert "1. first 2. second" in reader.text

@@ -38,3 +38,28 @@ def test_names_are_not_markup_and_missing_parts_are_left_out():
     assert "[red]x[/nope]" in shown(report)
     assert "1.500" in terminal.plain(report)
     assert terminal.plain({}).strip() == "test split"
+
+
+def generated() -> dict:
+    protocol = {
+        "prompt": "Q: {q}\nA:", "template": "plain", "shots": 1, "decoding": "5 beams", "max_new_tokens": 64,
+        "scoring": "number",
+    }  # fmt: skip
+    rows = [
+        {"name": name, "metrics": {"exact_match_strict": share, "loss": 2.5}, "intervals": {"loss": [2.25, 2.75]}}
+        for name, share in (("untouched base", 0.1), ("tuned", 0.5))
+    ]
+    told = {"metric": "exact_match_strict", "split": "test", "rows_measured": 1319, "rows_generated": 40}
+    return {"quality": {**told, "protocol": protocol, "rows": rows}}
+
+
+def test_intervals_of_several_metrics_take_a_row_each_and_the_protocol_is_told():
+    lines = terminal.plain(generated()).splitlines()
+    assert lines[1].split("  ")[0] == "exact match, strict"
+    assert "35.2 to 64.8 %" in lines[1]
+    assert lines[2].split() == ["loss", *["2.500", "2.250", "to", "2.750"] * 2]
+    assert lines[-2].startswith(
+        '40 of 1,319 rows answered after the prompt "Q: {q}\\nA:" with 1 shot; 5 beams, up to 64'
+    )
+    assert lines[-1].startswith("The tuned model answers 50.0 % of the 40 held-out rows correctly")
+    assert "…" not in shown(generated())

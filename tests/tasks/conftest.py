@@ -6,8 +6,12 @@ from functools import partial
 from types import SimpleNamespace
 
 import pytest
+import torch
+from transformers import LlamaForCausalLM, MambaForCausalLM
 
 from peftcli.data.rows import Rows
+from peftcli.models import mamba_mixer
+from peftcli.testing.tiny import mamba_shape
 from tests.tiny import build_llama, make_tokenizer
 
 
@@ -38,6 +42,21 @@ def make_llama(tokenizer):
 @pytest.fixture
 def llama(make_llama):
     return make_llama()
+
+
+@pytest.fixture(params=["llama", "mamba"])
+def pair(request, tokenizer, make_llama):
+    """A model as this program runs it, and the same weights in Transformers' own class, in float32."""
+    if request.param == "llama":
+        ours = make_llama(dtype=torch.float32)
+        theirs = LlamaForCausalLM(ours.config)
+    else:
+        torch.manual_seed(0)
+        shape = mamba_shape(vocab_size=len(tokenizer), initializer_range=0.5, bos_token_id=None, eos_token_id=2)
+        ours, theirs = MambaForCausalLM(shape).eval(), MambaForCausalLM(shape)
+        mamba_mixer.install(ours)
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs.eval()
 
 
 @pytest.fixture

@@ -7,11 +7,13 @@ import json
 import pytest
 import torch
 
+from peftcli.config import rules
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import GenerationConfig, ModelConfig
 from peftcli.data.collate import pad
 from peftcli.models import loading
-from peftcli.tasks import metrics, registry
+from peftcli.tasks import registry
+from peftcli.tasks.scoring import text
 
 QUESTION = {"prompt": "how many apples are left?", "completion": "three apples"}
 TURNS = [
@@ -196,7 +198,7 @@ def test_what_was_learnt_is_generated_and_stops(tokenizer, make_llama, splits, t
         optimiser.step()
         optimiser.zero_grad()
     after = task.evaluate(model, encoded, tokenizer, batch_size=2, device="cpu", generate=True)
-    assert {*after.metrics} == {"loss", "perplexity", "rouge_l", "bleu", "exact_match", "answer_accuracy"}
+    assert {*after.metrics} == {"loss", "perplexity", *rules.SCORED["text"]}
     assert {*before.metrics} == {*after.metrics}  # the best metric needs decoding
     assert after.metrics["loss"] < 0.1 < before.metrics["loss"]
     assert after.metrics["exact_match"] == after.metrics["rouge_l"] == 1
@@ -220,13 +222,13 @@ def test_loss_is_weighted_by_tokens(tokenizer, llama, splits):
 
 
 def test_answers_compare_as_numbers_or_text():
-    assert metrics.answer(r"#### (.+)", "#### 3 then\n#### 4 ") == "4"
-    assert metrics.answer(r"#### (.+)", "none") is None
-    assert metrics.same_answer("1,000", "$1000.00")
-    assert not metrics.same_answer("1000", "1001")
-    assert metrics.same_answer("yes", "yes")
-    assert not metrics.same_answer(None, None)
-    assert not metrics.same_answer("yes", "7")
+    assert text.answer(r"#### (.+)", "#### 3 then\n#### 4 ") == "4"
+    assert text.answer(r"#### (.+)", "none") is None
+    assert text.same_answer("1,000", "$1000.00")
+    assert not text.same_answer("1000", "1001")
+    assert text.same_answer("yes", "yes")
+    assert not text.same_answer(None, None)
+    assert not text.same_answer("yes", "7")
 
 
 @pytest.mark.samples
@@ -238,3 +240,33 @@ def test_a_real_chat_model_answers():
     assert "Paris" in found[0]["predicted"]
     row = task.encode({**rows[0], "completion": "Paris."}, loaded.tokenizer)
     assert task.show(row, loaded.tokenizer).plain.endswith("<|im_start|>assistant\n[[Paris.<|im_end|>]]")
+
+
+def test_shots_stand_before_each_prompt_and_a_row_never_sees_its_own_answer(tokenizer, splits):
+    rows = [
+        {"prompt": text, "completion": answer} for text, answer in (("how", "bad"), ("a", "good"), ("film", "cast"))
+    ]
+    data, task = splits(rows), made(prompt="Question: {prompt} Answer: ", shots=2)
+    task.fit(data)
+    texts = [tokenizer.decode(task.encode(row, tokenizer)["input_ids"]) for row in [*rows, {**QUESTION}]]
+    first, second, third = (f"Question: {row['prompt']} Answer: {row['completion']}" for row in rows)
+    own = "Question: {prompt} Answer: {completion}<|end|>"
+    assert texts == [
+        f"{second}\n\n{third}\n\n{own.format(**rows[0])}",
+        f"{first}\n\n{third}\n\n{own.format(**rows[1])}",
+        f"{first}\n\n{second}\n\n{own.format(**rows[2])}",
+        f"{first}\n\n{second}\n\n{own.format(**QUESTION)}",
+    ]
+    assert learnt(task, rows[0], tokenizer)[0] == " bad<|end|>"
+    assert task.protocol()["shots"] == 2
+    with pytest.raises(UserError, match="there are 3 training rows to take them from"):
+        made(shots=3).fit(data)
+
+
+def test_the_scorers_columns_travel_with_the_row(tokenizer, make_llama, splits):
+    rows = [{**QUESTION, "tests": ["assert a", "assert {b}"]}, {**QUESTION, "tests": ["assert c", ""]}]
+    task = made(scoring="code", tests="{tests}", max_new_tokens=2)
+    assert task.needed == ["prompt", "completion", "tests"]
+    encoded = task.encode_split(splits(rows).train, tokenizer)
+    assert [json.loads(row["about"])["tests"] for row in encoded.take([0, 1])] == [row["tests"] for row in rows]
+    assert encoded.take([0]) == task.encode_split(splits(rows).train, tokenizer).take([0])  # from the cache

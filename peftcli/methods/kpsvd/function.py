@@ -52,10 +52,10 @@ class Product:
 
 
 class KroneckerLayer(torch.autograd.Function):
-    """y = layer(x, W + sum_k U_k ⊗ V_k - sum_k U0_k ⊗ V0_k) + bias, with gradients for x, U and V."""
+    """y = layer(x, W + sum_k U_k ⊗ V_k - sum_k U0_k ⊗ V0_k) + bias, with gradients for x, U and V; W may be None."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, U: Tensor, V: Tensor, weight: Tensor, *rest: Any) -> Tensor:
+    def forward(ctx: Any, x: Tensor, U: Tensor, V: Tensor, weight: Tensor | None, *rest: Any) -> Tensor:
         """`rest` is the bias, U0 and V0 (all may be None) and the `Product`."""
         bias, U0, V0, product = rest
         with torch.autocast(x.device.type, enabled=False):
@@ -93,17 +93,22 @@ Parts = tuple[list[Tensor], tuple[Tensor, Tensor] | None]
 """Matrices whose products add up, and the terms that are applied through their factors."""
 
 
-def _parts(product: Product, x: Tensor, weight: Tensor, terms: tuple[Tensor, Tensor], small: bool) -> Parts:
+def _parts(product: Product, x: Tensor, weight: Tensor | None, terms: tuple[Tensor, Tensor], small: bool) -> Parts:
     """How to compute with the weight and the terms.
 
     Args:
         product: The layer.
         x: Its inputs; their number decides.
-        weight: The base's.
+        weight: The base's; None for what is added to it alone.
         terms: Factors of what is added to it.
         small: The terms are a change that may be far smaller than the weight: a half-precision sum would lose it.
     """
-    weight_OI, dtype = weight.flatten(1), product.dtype
+    dtype = product.dtype
+    if weight is None:
+        if product.conv or plan.forms_product(len(x), len(terms[0]), maths.split_of(*terms), False):
+            return [maths.add(None, *terms, dtype)], None
+        return [], (terms[0].to(dtype), terms[1].to(dtype))
+    weight_OI = weight.flatten(1)
     folds = not small or weight.element_size() >= 4
     if product.conv or plan.forms_product(len(x), len(terms[0]), maths.split_of(*terms), folds):
         if folds:
@@ -114,6 +119,8 @@ def _parts(product: Product, x: Tensor, weight: Tensor, terms: tuple[Tensor, Ten
 
 def _forward(product: Product, x: Tensor, parts: Parts, bias: Tensor | None) -> Tensor:
     matrices, factors = parts
+    if not matrices and factors:
+        return maths.apply(x, *factors)
     y = product(x, matrices[0], bias)
     for more in matrices[1:]:
         y += product(x, more, None)
@@ -122,6 +129,8 @@ def _forward(product: Product, x: Tensor, parts: Parts, bias: Tensor | None) -> 
 
 def _backward(product: Product, x: Tensor, parts: Parts, g: Tensor) -> Tensor:
     matrices, factors = parts
+    if not matrices and factors:
+        return maths.apply_transposed(g, *factors)
     dx = product.input_gradient(x, matrices[0], g)
     for more in matrices[1:]:
         dx += product.input_gradient(x, more, g)

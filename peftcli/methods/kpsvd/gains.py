@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from peftcli.methods import gradients
 from peftcli.methods.contract import Calibration
-from peftcli.methods.gradients import Weights
+from peftcli.methods.gradients import Watched
 from peftcli.methods.kpsvd import maths
 from peftcli.methods.kpsvd.config import KpsvdConfig
 from peftcli.methods.kpsvd.decomposition import Terms
@@ -49,7 +49,7 @@ class Gains:
 
 def measure(
     model: nn.Module,
-    weights: Weights,
+    weights: Watched,
     found: Mapping[str, Terms],
     calibration: Calibration,
     batches: int,
@@ -63,7 +63,7 @@ def measure(
 
     Args:
         model: The untouched base.
-        weights: Of the targets.
+        weights: Of the targets, as `gradients.visit` takes them.
         found: Their candidates.
         calibration: The rows, and the loss.
         batches: Most batches to look at.

@@ -2,7 +2,8 @@
 
 The base's weight is left alone, and an adapter adds `sum U ⊗ V - sum U0 ⊗ V0`. A single adapter in residual mode has
 its first terms taken out of the weight instead, so that only its own are added; the weight has its own bits again as
-soon as another adapter comes, it is switched off, merged or unloaded.
+soon as another adapter comes, it is switched off, merged or unloaded. A weight in few bits, or one that another layer
+has too, is never changed.
 
 Letters: as in `maths`.
 """
@@ -25,6 +26,7 @@ from peftcli.methods.kpsvd.function import KroneckerLayer, Product
 from peftcli.methods.kpsvd.shapes import Split
 from peftcli.methods.kpsvd.shift import Shift
 from peftcli.methods.kpsvd.start import Start
+from peftcli.models import packed
 
 
 class KpsvdLayer(nn.Module, BaseTunerLayer):
@@ -55,7 +57,9 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
         self._residual: Shift | None = None
         self._residual_of: str | None = None
 
-    def update_layer(self, adapter: str, config: KpsvdConfig, split: Split, terms: int, start: Start | None) -> None:
+    def update_layer(
+        self, adapter: str, config: KpsvdConfig, split: Split, terms: int, start: Start | None, takes_out: bool
+    ) -> None:
         """Give the layer another adapter.
 
         Args:
@@ -64,6 +68,7 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
             split: Shapes of its factors.
             terms: How many it has.
             start: Where they start; None leaves them zero, to be loaded.
+            takes_out: Take them out of the weight while the adapter is alone.
         """
         weight = self.base_layer.weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
@@ -82,7 +87,7 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
         if config.save_dtype == "bfloat16":
             # So that the first factors are saved without loss; see `KpsvdModel._get_adapter_state_dict`.
             U, V, S = (tensor.bfloat16().to(dtype) for tensor in (U, V, S))
-        self.takes_out[adapter] = config.base == "residual"
+        self.takes_out[adapter] = takes_out
         first = {"U0": U, "V0": V} | ({"S0": S} if config.sigma == "trained" else {})
         self.begin(adapter, first, scale, config.inference_mode)
 
@@ -122,31 +127,42 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters or self.merged or not active:
             return self.base_layer(x, *args, **kwargs)
         base, product = self.base_layer, self._product(x)
-        y = self._with(active[0], x, base.weight, base.bias, product)
-        for name in active[1:]:
-            nothing = torch.zeros((), dtype=base.weight.dtype, device=x.device).expand_as(base.weight)
-            y = y + self._with(name, x, nothing, None, product)
+        if packed.is_packed(base):
+            y = base(x, *args, **kwargs)
+        else:
+            y = self._with(active.pop(0), x, base.weight, base.bias, product)
+        for name in active:
+            y = y + self._with(name, x, None, None, product).to(y.dtype)
         return y
 
-    def _with(self, adapter: str, x: Tensor, weight: Tensor, bias: Tensor | None, product: Product) -> Tensor:
+    def _with(self, adapter: str, x: Tensor, weight: Tensor | None, bias: Tensor | None, product: Product) -> Tensor:
         first = (None, None) if adapter == self._residual_of else self.first_factors(adapter)
         return KroneckerLayer.apply(x, *self.factors(adapter), weight, bias, *first, product)  # type: ignore[no-any-return]
 
     def _product(self, x: Tensor) -> Product:
         base, kind = self.base_layer, x.device.type
         lowered = torch.is_autocast_enabled(kind) and x.dtype != torch.float64
-        dtype = torch.get_autocast_dtype(kind) if lowered else base.weight.dtype
+        own = x.dtype if packed.is_packed(base) else base.weight.dtype
+        dtype = torch.get_autocast_dtype(kind) if lowered else own
         return Product(dtype, _geometry(base) if isinstance(base, nn.Conv2d) else None)
 
     def get_delta_weight(self, adapter: str) -> Tensor:
         """What the adapter adds to the untouched weight, in the weight's shape."""
-        return maths.total(*self._change(adapter)).view(self.base_layer.weight.shape)
+        return maths.total(*self._change(adapter)).view(packed.shape(self.base_layer))
 
     def _change(self, adapter: str) -> tuple[Tensor, Tensor]:
         return maths.change(*self.factors(adapter), *self.first_factors(adapter))
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Add adapters to the weight in place; see `BaseTunerLayer`. Raises ValueError with `safe_merge`."""
+        """Add adapters to the weight in place; see `BaseTunerLayer`.
+
+        Raises:
+            UserError: The weight is in few bits, and would be rounded to them again.
+            ValueError: With `safe_merge`, the result is not finite.
+        """
+        if packed.is_packed(self.base_layer):
+            what = "an adapter cannot be merged into a weight in few bits without rounding it again"
+            raise UserError(Mistake(what, hint="peft merge RUN makes the base whole first"))
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.kpsvd_U:
                 self.put_back()
@@ -169,6 +185,13 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
             self.merge(safe_merge, adapter_names)
         self.put_back()
         return self.base_layer  # type: ignore[no-any-return]
+
+    @torch.no_grad()
+    def round_change(self, adapter: str) -> None:
+        """Give the trained factors the values that come back from a bfloat16 file of their first values and changes."""
+        for key, first in self.first(adapter).items():
+            factor = getattr(self, f"kpsvd_{key[0]}")[adapter]
+            factor.copy_(first + (factor - first).bfloat16())
 
     def settle(self, adapter: str) -> None:
         """Leave the weight as it is from now on."""

@@ -9,10 +9,12 @@ from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_a
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 
+from peftcli.config.errors import Mistake, UserError
 from peftcli.methods.kpsvd import shapes, start
 from peftcli.methods.kpsvd.config import KpsvdConfig
 from peftcli.methods.kpsvd.layer import KpsvdLayer, check_kind
 from peftcli.methods.kpsvd.start import Start
+from peftcli.models import packed
 
 TRAINED, FIRST = ("kpsvd_U", "kpsvd_V", "kpsvd_S"), "0"
 
@@ -22,6 +24,7 @@ class KpsvdModel(BaseTuner):
 
     Attributes:
         starts: Of each adapter, where its modules started, by module name; empty for a loaded one.
+        fixed: Modules whose weights stay as they are in residual mode too.
     """
 
     prefix = "kpsvd_"
@@ -37,13 +40,16 @@ class KpsvdModel(BaseTuner):
             if isinstance(layer, KpsvdLayer):
                 layer.put_back()
             check_kind(_base(layer))
-        weights = {name: _base(layer).weight for name, layer in layers.items()}
-        splits = {name: start.split_of(weight, config) for name, weight in weights.items()}
+        bases = {name: _base(layer) for name, layer in layers.items()}
+        splits = {name: start.split_of(packed.shape(base), config) for name, base in bases.items()}
+        others = packed.shared(model)
+        self.fixed = {name for name, base in bases.items() if packed.is_packed(base) or id(base.weight) in others}
         if not hasattr(self, "starts"):
             self.starts: dict[str, dict[str, Start]] = {}
         adapter = next(name for name, other in self.peft_config.items() if other is config)
         with torch.no_grad():
-            found = config.starts or (start.find(weights, config) if config.start == "svd" else {})
+            looked_at = packed.Weights(bases)
+            found = config.starts or (start.find(looked_at, config) if config.start == "svd" else {})
         self.starts[adapter] = found
         cuts = {name: each.cut for name, each in found.items()} if found else start.counted(splits, config)
         config.rank_pattern = {name: cut.terms for name, cut in cuts.items()}
@@ -79,9 +85,10 @@ class KpsvdModel(BaseTuner):
             layer._active_adapter = [adapter_name]
         elif layer is not target:
             layer._active_adapter = list(self.active_adapters)
-        split = start.split_of(layer.base_layer.weight, config)
+        split = start.split_of(packed.shape(layer.base_layer), config)
         found = self.starts[adapter_name].get(current_key)
-        layer.update_layer(adapter_name, config, split, config.rank_pattern[current_key], found)
+        takes_out = config.base == "residual" and current_key not in self.fixed
+        layer.update_layer(adapter_name, config, split, config.rank_pattern[current_key], found, takes_out)
         if layer is not target:
             self._replace_module(parent, target_name, layer, target)
 
@@ -108,7 +115,16 @@ class KpsvdModel(BaseTuner):
     def _remap_adapter_state_dict_for_load(
         cls, model: nn.Module, config: Any, adapter_name: str, state_dict: dict[str, Tensor]
     ) -> dict[str, Tensor]:
-        """Undo what `_get_adapter_state_dict` does to bfloat16 files."""
+        """Undo what `_get_adapter_state_dict` does to bfloat16 files.
+
+        Raises:
+            UserError: An adapter of that name has its factors already: in residual mode the weight is without them.
+        """
+        for layer in model.modules():
+            present: Any = layer.kpsvd_U0 if isinstance(layer, KpsvdLayer) else {}
+            if adapter_name in present and not present[adapter_name].is_meta and present[adapter_name].any():
+                hint = f"load it under another name, or remove that one first: delete_adapter({adapter_name!r})"
+                raise UserError(Mistake(f"an adapter named {adapter_name!r} is on this model already", hint=hint))
         if config.save_dtype == "bfloat16":
             wide = {key: tensor.float() if _ours(key) else tensor for key, tensor in state_dict.items()}
             state_dict = {

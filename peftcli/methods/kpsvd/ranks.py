@@ -13,7 +13,7 @@ Bound = Literal["energy", "elbow", "budget", "min_rank", "max_rank", "calibratio
 
 @dataclass(frozen=True)
 class Rule:
-    """As the settings of the same names."""
+    """As the settings of the same names. Raises UserError where `energy` is no share."""
 
     energy: float | None = None
     energy_of: Literal["weight", "candidates"] = "weight"
@@ -21,6 +21,10 @@ class Rule:
     min_rank: int = 1
     max_rank: int = 32
     budget: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise UserError(Mistake(f"energy is {self.energy}, expected more than 0 and at most 1"))
 
 
 @dataclass(frozen=True)

@@ -51,8 +51,7 @@ def find(weights: Mapping[str, Tensor], config: KpsvdConfig) -> dict[str, Start]
         UserError: A weight has no contents or values that are not finite, its shape does not go with the splits, or
             it has fewer terms than are asked for.
     """
-    check(weights)
-    splits = {name: split_of(weight, config) for name, weight in weights.items()}
+    splits = {name: split_of(shape, config) for name, shape in check(weights).items()}
     found: dict[str, Terms] = {}
     for split, names in _batches(splits):
         wanted = max(_candidates(config, name, split) for name in names)
@@ -63,24 +62,23 @@ def find(weights: Mapping[str, Tensor], config: KpsvdConfig) -> dict[str, Start]
     return {name: Start(found[name], cut, tuple(range(cut.terms))) for name, cut in cuts.items()}
 
 
-def check(weights: Mapping[str, Tensor]) -> None:
-    """See `find`; the errors about contents."""
+def check(weights: Mapping[str, Tensor]) -> dict[str, torch.Size]:
+    """The shapes; raises the errors of `find` about contents."""
+    found = {}
     for name, weight in weights.items():
         if weight.is_meta:
             hint = "load the whole model before the adapter goes in, or set start='file' and load its factors"
             raise UserError(Mistake(f"{name} is on the meta device: it has no contents to decompose", hint=hint))
-        if not weight.is_floating_point():
-            what = f"{name} holds {weight.dtype} numbers, which cannot be decomposed as they are"
-            raise UserError(Mistake(what, hint="quantised bases are not read yet"))
         if not torch.isfinite(weight).all():
             bad = int((~torch.isfinite(weight)).sum())
             raise UserError(Mistake(f"{name} has {bad} of {weight.numel():,} values that are not finite"))
+        found[name] = weight.shape
+    return found
 
 
-def split_of(weight: Tensor, config: KpsvdConfig) -> Split:
-    """The split of a weight; see `shapes.choose`."""
-    rows, columns = weight.shape[0], weight[0].numel()
-    return shapes.choose(rows, columns, config.factors, config.splits)
+def split_of(shape: torch.Size, config: KpsvdConfig) -> Split:
+    """The split of a weight of this shape; see `shapes.choose`."""
+    return shapes.choose(shape[0], shape[1:].numel(), config.factors, config.splits)
 
 
 def counted(splits: Mapping[str, Split], config: KpsvdConfig) -> dict[str, Cut]:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract, gradients
 from peftcli.methods.contract import Calibration
-from peftcli.methods.gradients import Weights
+from peftcli.methods.gradients import Watched, Weights
 from peftcli.methods.injection import inject
 from peftcli.methods.kpsvd import gains, spectra, start, tuned
 from peftcli.methods.kpsvd.config import NAME, KpsvdConfig
@@ -22,11 +22,13 @@ from peftcli.methods.kpsvd.model import KpsvdModel
 from peftcli.methods.kpsvd.settings import Settings
 from peftcli.methods.kpsvd.start import Start
 from peftcli.methods.peft_types import PeftRow, register
-from peftcli.models import roles
+from peftcli.models import packed, roles
 from peftcli.models.family import Family
 
 PEFT_TYPE = PeftRow(NAME, KpsvdConfig, KpsvdModel)
 ADAPTER = "default"
+NAMED = 3
+"""Modules that a note names."""
 
 
 class Method(contract.Method):
@@ -52,13 +54,33 @@ class Method(contract.Method):
         config = self._config()
         if all(getattr(model.get_submodule(name), "weight", None) is None or _on_meta(model, name) for name in names):
             config.start = "file"
+            self._note_count(model, names)
         elif self._measures or self.settings.source != "weight":
             config.starts = self._found(model, names, config, calibration)
         wrapped: Any = inject(model, config, names)
         self._starts = wrapped.base_model.starts[ADAPTER]
+        if config.base == "residual" and (fixed := wrapped.base_model.fixed):
+            self._note_fixed(model, fixed)
         if config.rank == "auto" and self._starts:
             self.notes.append(spectra.summary(self._starts))
         return wrapped
+
+    def _note_fixed(self, model: Any, fixed: set[str]) -> None:
+        bits = packed.kind(model)
+        why = f"a weight in {bits} would be rounded again" if bits else "a weight that is another layer's too stays"
+        said = f"{len(fixed)} modules ({', '.join(sorted(fixed)[:NAMED])}{', ...' if len(fixed) > NAMED else ''})"
+        self.notes.append(f"method.base=residual is delta in {said}: {why}, so the first terms are subtracted")
+
+    def _note_count(self, model: nn.Module, names: list[str]) -> None:
+        """What shapes alone do not say."""
+        settings = self.settings
+        if settings.rank == "auto" and settings.budget is None:
+            most = f"the most there may be, method.max_rank={settings.max_rank} terms of each module"
+            self.notes.append(f"method.rank=auto is counted as {most}: how many are worth it shows on the real weights")
+        if settings.source == "gradient":
+            held = 4 * sum(packed.shape(model.get_submodule(name)).numel() for name in names)
+            what = f"their gradients, {held / 1e9:.2f} GB in float32, are held for a moment before the first step"
+            self.notes.append(f"method.source=gradient of {len(names)} modules: {what}, which is not counted")
 
     def _config(self) -> KpsvdConfig:
         known = {field.name for field in dataclasses.fields(KpsvdConfig)}
@@ -77,22 +99,28 @@ class Method(contract.Method):
         if self._measures and calibration is None:
             hint = "give method.energy or method.budget, or a number as method.rank"
             raise UserError(Mistake("method.rank=auto chooses by a calibration set, and there is none", hint=hint))
-        for name in names:
-            check_kind(model.get_submodule(name))
-        weights: dict[str, Tensor] = {name: model.get_submodule(name).weight for name in names}  # type: ignore[misc]
+        layers: dict[str, Any] = {name: model.get_submodule(name) for name in names}
+        for layer in layers.values():
+            check_kind(layer)
+        weights = packed.Weights(layers)
         start.check(weights)
+        others = packed.shared(model)
+        alone = {
+            name: layer if packed.is_packed(layer) or id(layer.weight) in others else layer.weight
+            for name, layer in layers.items()
+        }
         with torch.no_grad():
-            starts = start.find(self._source(model, weights, calibration), config)
+            starts = start.find(self._source(model, weights, alone, calibration), config)
         if not self._measures or calibration is None:
             return starts
         candidates = {name: found.terms for name, found in starts.items()}
         batches, trained = self.settings.calibration_batches, config.sigma == "trained"
-        measured = gains.measure(model, weights, candidates, calibration, batches, trained)
+        measured = gains.measure(model, alone, candidates, calibration, batches, trained)
         starts, told = gains.cut(starts, measured, config, self.settings.loss_increase)
         self.notes.append(told)
         return starts
 
-    def _source(self, model: nn.Module, weights: Weights, calibration: Calibration | None) -> Weights:
+    def _source(self, model: nn.Module, weights: Weights, alone: Watched, calibration: Calibration | None) -> Weights:
         """What is decomposed in each module."""
         settings = self.settings
         if settings.source == "weight":
@@ -102,7 +130,7 @@ class Method(contract.Method):
             return tuned.changes(settings.tuned, weights)
         if calibration is None:
             raise UserError(Mistake("method.source=gradient looks at a calibration set, and there is none"))
-        found = gradients.mean(model, weights, calibration, settings.calibration_batches)
+        found = gradients.mean(model, alone, calibration, settings.calibration_batches)
         # One step size for all: scaled each on its own, modules that hardly matter would start as large as the others.
         # Taking more out of a weight than its own size would cost digits of what is left.
         sizes = {name: float(torch.linalg.vector_norm(gradient)) for name, gradient in found.items()}
@@ -129,9 +157,12 @@ class Method(contract.Method):
             layer.begin(ADAPTER, then, config.scale(len(kept)))
 
     def finish(self, model: Any) -> None:
-        """Give the base its own weights back, bit for bit; the adapter is now a change of them."""
+        """Give the base its own weights back, bit for bit; the adapter is now a change of them, as its file holds it:
+        what is measured next is what will be loaded."""
         for _, layer in _layers(model):
             layer.settle(ADAPTER)
+            if model.peft_config[ADAPTER].save_dtype == "bfloat16":
+                layer.round_change(ADAPTER)
         model.peft_config[ADAPTER].base = "delta"
 
     def figures(self, model: Any) -> list[dict[str, Any]]:

@@ -9,12 +9,15 @@ Shapes: R rank, I inputs, O outputs of a matrix.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
 from peft.tuners.lora import LoraLayer
 from torch import nn
+
+from peftcli.config.errors import Mistake, UserError
+from peftcli.models import packed
 
 INITS = ("pissa", "olora")
 
@@ -30,9 +33,16 @@ class Rearrangement:
     Args:
         model: The untouched base model.
         names: Full names of the modules that will be adapted.
+
+    Raises:
+        UserError: One of them is in few bits.
     """
 
-    def __init__(self, model: Any, names: Iterable[str]):
+    def __init__(self, model: Any, names: Collection[str]):
+        for name in names:
+            if packed.is_packed(model.get_submodule(name)):
+                what = f"{name} is in few bits, and an initialisation that moves a part of it would round it again"
+                raise UserError(Mistake(what, hint="init_lora_weights=true (method.init=default), or a whole base"))
         self._weights_OI = {name: model.get_submodule(name).weight.detach().clone() for name in names}
         self._factors: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
 
