@@ -41,8 +41,8 @@ class ImagesTask(Task):
 
     architecture = "image-classification"
 
-    def __init__(self, config: ImageConfig):
-        super().__init__(config)
+    def __init__(self, config: ImageConfig, seed: int = 0):
+        super().__init__(config, seed)
         self.needed, self.asked = [places.COLUMN, "label"], [places.COLUMN]
         self.image_size, self.workers = config.image_size, workers()
         self.best_metric = check_metric(config.best_metric, metrics.MULTI if config.multilabel else metrics.SINGLE)
