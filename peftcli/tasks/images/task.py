@@ -193,7 +193,7 @@ class ImagesTask(Task):
             return Evaluation(measured)
         examples = outcome.examples(rows)
         answers = {**outcome.drawn(truth), "worst": self._worst(encoded, examples, tokenizer)}
-        return Evaluation(measured, examples, answers)
+        return Evaluation(measured, examples, answers=answers)
 
     def _worst(self, encoded: Encoded, examples: list[dict[str, Any]], reader: ImageReader) -> list[dict[str, Any]]:
         """The worst mistakes with their pictures as the model saw them."""
