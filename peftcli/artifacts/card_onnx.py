@@ -25,7 +25,7 @@ print({{label: round(float(chance), 3) for label, chance in zip(labels, chances)
 """
 SHORTER = """\
 scale = {edge} / min(picture.size)
-picture = picture.resize([max(1, round(side * scale)) for side in picture.size], {resample})"""
+picture = picture.resize([int(side * scale + 1e-6) for side in picture.size], {resample})"""
 SQUASHED = "picture = picture.resize(({edge}, {edge}), {resample})"
 CUT = """
 left, top = (picture.width - {size}) // 2, (picture.height - {size}) // 2
@@ -85,7 +85,7 @@ def of_text(lineage: dict[str, Any], prompt: str, ids: str) -> str:
 def files(report: dict[str, Any]) -> list[str]:
     """A section on the files: their sizes, how far their scores are from those of the model in PyTorch, their speed."""
     rows = [
-        "| | MB | mean difference | worst position | same highest | median ms | p95 ms |",
+        "| | MB | mean difference | worst, of spread | same highest | median ms | p95 ms |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
     ]
     for name, about in report["files"].items():
@@ -93,12 +93,13 @@ def files(report: dict[str, Any]) -> list[str]:
         cells = [""] * 4
         if drift:
             cells = [f"{about['bytes'] / 1e6:.2f}", f"{drift['mean']:.3g}"]
-            cells += [f"{drift['share']:.4%} of spread", f"{drift['agreement']:.1%}"]
+            cells += [f"{drift['share']:.4%}", f"{drift['agreement']:.1%}"]
         cells += [f"{speed['median']:.2f}", f"{speed['p95']:.2f}"]
         rows.append(f"| {' | '.join([name, *cells])} |")
     what = (
         f"Compared with PyTorch in float32 on {report['rows']} {report['source']}, {report['positions']:,} positions. "
-        f"Milliseconds are of one row at a time on {report['threads']} threads of the machine that wrote this. "
+        "The run may have measured itself in other arithmetic. "
+        f"Milliseconds are of one row at a time on the machine that wrote this, threads: {report['threads']}. "
     )
     if "model.int8.onnx" in report["files"]:
         what += (

@@ -41,7 +41,8 @@ def open_merged(path: Path) -> Tuned:
         raise UserError(*checked.mistakes)
     task, device = tasks.build(checked.config.task), choose_device(LaunchConfig())
     task.labels = lineage.get("labels")
-    model: Any = adapter.load_model(loading.auto_class(task.architecture), path, dtype="auto").to(device)
+    model: Any = adapter.load_model(loading.auto_class(task.architecture), path, dtype="auto")
+    model = model.to(device)
     mamba_mixer.install(model)
     half = next((name for name, dtype in precision.DTYPES.items() if dtype == model.dtype), "fp32")
     chosen = "fp32" if half == "fp16" and device == "cpu" else half

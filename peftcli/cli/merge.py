@@ -86,7 +86,7 @@ def _table(*columns: str) -> tuple[Any, Any]:
     console = Console()
     table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
     for column in ("", *columns):
-        table.add_column(column, justify="right" if column else "left")
+        table.add_column(column, justify="right" if column else "left", no_wrap=not column)
     return console, table
 
 
@@ -99,8 +99,8 @@ def _print_onnx(report: dict[str, Any]) -> None:
     for name, about in report["files"].items():
         drift, speed, cells = about.get("drift"), about["latency"], [""] * 4
         if drift:
-            share = f"{drift['share']:.4%} of spread"
-            cells = [f"{about['bytes'] / 1e6:.2f}", f"{drift['mean']:.3g}", share, f"{drift['agreement']:.1%}"]
+            cells = [f"{about['bytes'] / 1e6:.2f}", f"{drift['mean']:.3g}"]
+            cells += [f"{drift['share']:.4%}", f"{drift['agreement']:.1%}"]
         cells += [f"{about['metrics'][report['metric']]:.4f}"] if metric else []
         table.add_row(name, *cells, f"{speed['median']:.2f}", f"{speed['p95']:.2f}")
     console.print(table)
@@ -108,7 +108,7 @@ def _print_onnx(report: dict[str, Any]) -> None:
         typer.echo("nothing was merged: the graph is that of the trained model, with what was put into it")
     if report["forced_base"]:
         typer.echo(f"forced: {len(report['forced_base'])} tensors of this base are not those that were trained on")
-    typer.echo(f"milliseconds: one row at a time, {report['threads']} threads")
+    typer.echo(f"milliseconds: one row at a time, threads: {report['threads']}")
     typer.echo(f"ONNX model, with lines of Python that run it in its README.md: {report['folder']}")
 
 

@@ -37,7 +37,5 @@ class TestContract(MethodContract):
         Pictures(
             "peft", tuner("IA3", ("attention.k", "mlp.down"), feedforward_modules=["fc2"]), "ia3-vit", base=tiny.vit
         ),
-        Pictures("peft", tuner("VERA", ("attention.q", "attention.v"), r=4), "vera-vit", base=tiny.vit),
         Pictures("peft", tuner("SHIRA", r=2), "shira-dinov2", base=tiny.dinov2),
-        Pictures("peft", tuner("ADALORA"), "adalora-vit", base=tiny.vit),
     )

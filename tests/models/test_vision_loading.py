@@ -55,6 +55,7 @@ def test_pictures_are_read_as_transformers_reads_them(tmp_path, kind, shape) -> 
     mine = reader.normalise(reader.fit(pixels_HWC)[None])
     theirs = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(pixels_HWC), return_tensors="pt")
     torch.testing.assert_close(mine, theirs.pixel_values, rtol=0, atol=1e-5)
+    assert mine.is_contiguous(memory_format=torch.channels_last)
     reader.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(pixels_HWC), return_tensors="pt")
     torch.testing.assert_close(mine, again.pixel_values, rtol=0, atol=1e-5)

@@ -47,16 +47,16 @@ def make(places, tmp_path):
     ("kind", "method"),
     [
         ("vit", Lora(r=4, targets=["all"])),
-        ("dinov2", Lora(r=4)),
+        pytest.param("dinov2", Lora(r=4), marks=pytest.mark.slow),
         ("resnet", Lora(r=4, targets=["conv"])),
-        ("resnet", LinearProbe()),
-        ("resnet", Full()),
+        pytest.param("resnet", LinearProbe(), marks=pytest.mark.slow),
+        pytest.param("resnet", Full(), marks=pytest.mark.slow),
     ],
     ids=lambda one: one if isinstance(one, str) else one.name,
 )
 def test_a_run_learns_and_is_found_again(make, places, tmp_path, kind, method) -> None:
     folder = make(
-        kind, method=method, task={"positive": "bad", "best_metric": "auroc"}, training={"max_steps": 40},
+        kind, method=method, task={"positive": "bad", "best_metric": "auroc"}, training={"max_steps": 30},
         optim={"lr": 3e-3 if method.name == "full" else 0.02},
     )  # fmt: skip
     report = run(folder.path, quiet=True)
@@ -129,6 +129,7 @@ def test_a_trained_batch_norm_is_saved_with_its_statistics(make, method) -> None
     assert remeasure(open_tuned(folder.path), [])["quality"]["rows"][-1]["metrics"] == rows["tuned"]
 
 
+@pytest.mark.slow
 def test_a_trained_batch_norm_resumes_exactly(make) -> None:
     whole, cut = (make("resnet", model={"batch_norm": "trained"}) for _ in range(2))
     run(whole.path, quiet=True)
