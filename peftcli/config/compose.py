@@ -88,15 +88,21 @@ def _rehearsing(path: Path, rehearsed: list[str], overrides: list[str]) -> tuple
 
 
 def _rehearsal(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
-    """The recipe's own overrides for random weights, without those of keys that the user sets."""
+    """The recipe's own overrides for random weights, without those of keys and groups that the user chooses."""
     model, rehearsal = tree.get("model"), tree.get("rehearsal")
     if not isinstance(model, dict) or model.get("weights") != "random" or not isinstance(rehearsal, dict):
         return []
     lines = rehearsal.get("overrides")
     if not isinstance(lines, list):
         return []
-    given = {override.partition("=")[0].lstrip("+~") for override in overrides}
-    return [str(line) for line in lines if str(line).partition("=")[0].lstrip("+~") not in given]
+    given = {_key(override) for override in overrides}
+    if "data" in given:  # other rows: the templates were for those of the rehearsal
+        given |= {"task.prompt", "task.completion"}
+    return [str(line) for line in lines if given.isdisjoint({_key(str(line)), _key(str(line)).partition(".")[0]})]
+
+
+def _key(override: str) -> str:
+    return override.partition("=")[0].lstrip("+~")
 
 
 def find_recipe(recipe: str) -> Path:

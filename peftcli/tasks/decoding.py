@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -52,13 +54,31 @@ def decode(
         pad_token_id=pad_id(tokenizer),
     )
     drawn = [TemperatureLogitsWarper(config.temperature), TopPLogitsWarper(config.top_p), Chance(seeds)]
-    out_BL = model.generate(
-        input_ids=batch["input_ids"],
-        attention_mask=batch["attention_mask"],
-        generation_config=settings,
-        logits_processor=LogitsProcessorList(drawn if config.samples > 1 else []),
-    )
+    with _nothing_inherited(model):
+        out_BL = model.generate(
+            input_ids=batch["input_ids"],
+            attention_mask=batch["attention_mask"],
+            generation_config=settings,
+            logits_processor=LogitsProcessorList(drawn if config.samples > 1 else []),
+        )
     return tokenizer.batch_decode(out_BL[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+
+
+@contextmanager
+def _nothing_inherited(model: Any) -> Iterator[None]:
+    """Take the checkpoint's own settings away: Transformers fills what ours leave unset, as a repetition penalty.
+
+    Most of them are neutral only as None, which counts as unset, so that ours cannot overrule them.
+    """
+    shared = vars(model.generation_config)  # changed in place: an adapter's wrapper and its base hold the same object
+    own = dict(shared)
+    shared.clear()
+    shared.update(vars(GenerationConfig()))
+    try:
+        yield
+    finally:
+        shared.clear()
+        shared.update(own)
 
 
 class Chance(LogitsProcessor):

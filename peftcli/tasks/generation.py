@@ -146,7 +146,8 @@ class GenerationTask(Task):
         ]
         for example, remark in zip(examples, scored.remarks, strict=False):
             example["remark"] = remark
-        bounds |= {name: intervals.of_mean(values) for name, values in scored.rows.items()} | scored.intervals
+        means = {name: intervals.of_mean(each, name in scored.proportions) for name, each in scored.rows.items()}
+        bounds |= {name: (low, high) for name, (low, high) in (means | scored.intervals).items() if low < high}
         return Evaluation({**measured, **scored.metrics}, examples, bounds)
 
     def _decode(self, model, prompts: list[list[int]], rows: list[int], tokenizer, batch_size, device, precision):
@@ -197,7 +198,7 @@ class GenerationTask(Task):
             "shots": config.shots,
             "decoding": decoding,
             "max_new_tokens": config.max_new_tokens,
-            "scoring": config.scoring,
+            "scoring": self.scorer.judged,
         }
 
     def show(self, encoded_row: Mapping[str, Any], tokenizer: Any) -> Text:

@@ -20,9 +20,14 @@ def wilson(share: float, n: int) -> tuple[float, float]:
     return max(0.0, (centre - half) / scale), min(1.0, (centre + half) / scale)
 
 
-def of_mean(values: Sequence[float]) -> tuple[float, float]:
-    """Of a mean over rows: Wilson's where each row is right or wrong, else the bootstrap's percentiles."""
-    if all(value in (0, 1) for value in values):
+def of_mean(values: Sequence[float], proportion: bool = False) -> tuple[float, float]:
+    """Of a mean over rows: Wilson's for a proportion of right rows, else the bootstrap's percentiles.
+
+    Args:
+        values: Each row's [N].
+        proportion: Whether a row is right or wrong, and not by chance 0 or 1; a share of its samples may be between.
+    """
+    if proportion and all(value in (0, 1) for value in values):
         return wilson(sum(values) / len(values), len(values))
     return of_ratio(values, [1] * len(values))
 

@@ -22,6 +22,7 @@ from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
+from peftcli.tasks.contract import Evaluation
 from peftcli.training import checkpoints, checks, closing, memory, out_of_memory, prepare, trackers
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
@@ -214,7 +215,11 @@ class _Session:
         }
         self.display.say("training is done; measuring on held-out rows")
         job.heed_stop()
-        tuned = closing.evaluate(attached.model, material, self.config, self.accelerator)
+        try:
+            tuned = closing.evaluate(attached.model, material, self.config, self.accelerator)
+        except Exception:  # whatever stops a measurement (a database, a judge of answers), what was trained is kept
+            closing.save(self.run, attached, material, self.config, Evaluation({}))
+            raise
         artifact = closing.save(self.run, attached, material, self.config, tuned)
         report["adapter"] = artifact
         job.heed_stop()

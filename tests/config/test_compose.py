@@ -290,6 +290,12 @@ def test_random_weights_rehearse_a_recipe_by_its_own_overrides(write):
     assert "data=wordnet-categories, training.batch_size=2 (" in note
 
 
+@pytest.mark.parametrize("mine", [["data=gsm8k"], ["data=reuters-r8", "task=classification", "data.rows.train=9"]])
+def test_rows_and_tasks_of_the_user_are_rehearsed_as_they_are(mine):
+    found = compose("llama2-7b/gsm8k_kpsvd", ["model.weights=random", *mine]).config
+    assert (f"data={found.data.name.partition('/')[2] or found.data.name}", found.training.batch_size) == (mine[0], 1)
+
+
 def test_a_mistake_in_a_rehearsal_is_found_when_it_is_asked_for(write):
     recipe = str(write("mine.yaml", REHEARSED.replace("batch_size=2", "batch_sise=2")))
     compose(recipe)

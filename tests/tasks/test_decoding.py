@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import GenerationConfig as Generation
 
 from peftcli.config.schema import GenerationConfig
@@ -38,6 +39,18 @@ def test_batches_with_a_cache_equal_transformers_a_row_at_a_time(pair, tokenizer
     task = made(beams=beams)
     assert texts(task, model, tokenizer) == texts(task, model, tokenizer, 1) == alone
     assert len(set(alone)) > 1
+
+
+@pytest.mark.parametrize("beams", [1, 3])
+def test_nothing_is_inherited_from_the_checkpoints_own_settings(llama, tokenizer, beams):
+    plain = texts(made(beams=beams), llama, tokenizer)
+    llama.generation_config.update(
+        repetition_penalty=3.0, no_repeat_ngram_size=1, length_penalty=-5.0, suppress_tokens=list(range(5, 60))
+    )
+    own = llama.generation_config.to_dict()
+    adapted = get_peft_model(llama, LoraConfig(target_modules=["q_proj"]))
+    assert texts(made(beams=beams), llama, tokenizer) == texts(made(beams=beams), adapted, tokenizer) == plain
+    assert llama.generation_config.to_dict() == adapted.generation_config.to_dict() == own
 
 
 def test_drawn_answers_hang_on_seed_and_row_and_not_on_the_batch(pair, tokenizer):

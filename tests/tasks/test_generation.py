@@ -13,6 +13,7 @@ from peftcli.config.schema import GenerationConfig, ModelConfig
 from peftcli.data.collate import pad
 from peftcli.models import loading
 from peftcli.tasks import registry
+from peftcli.tasks.intervals import wilson
 from peftcli.tasks.scoring import text
 
 QUESTION = {"prompt": "how many apples are left?", "completion": "three apples"}
@@ -261,6 +262,22 @@ def test_shots_stand_before_each_prompt_and_a_row_never_sees_its_own_answer(toke
     assert task.protocol()["shots"] == 2
     with pytest.raises(UserError, match="there are 3 training rows to take them from"):
         made(shots=3).fit(data)
+
+
+def test_the_protocol_says_what_was_judged():
+    assert made(scoring="number").protocol()["scoring"] == "number"
+    told = made(scoring="code", tests="{prompt}", samples=3).protocol()
+    assert told["scoring"] == "text (no program was run), the first of 3 samples alone"
+
+
+def test_wilsons_intervals_are_for_proportions_and_none_has_no_width(tokenizer, llama, splits):
+    data = splits([{"prompt": "good", "completion": "three apples"}] * 4)
+    task = made(generated_rows=4, max_new_tokens=2, best_metric="rouge_l")
+    encoded = task.encode_split(data.train, tokenizer)
+    found = task.evaluate(llama, encoded, tokenizer, batch_size=4, device="cpu", generate=True)
+    assert found.metrics["rouge_l"] in (0, 1)
+    assert found.intervals["exact_match"] == pytest.approx(wilson(found.metrics["exact_match"], 4))
+    assert not {"rouge_1", "rouge_2", "rouge_l", "bleu"} & set(found.intervals)
 
 
 def test_the_scorers_columns_travel_with_the_row(tokenizer, make_llama, splits):

@@ -11,7 +11,10 @@ from peftcli.tasks.scoring.text import bleu
 
 
 def test_right_and_wrong_rows_have_wilsons():
-    assert intervals.of_mean([1] * 5 + [0.0] * 5) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    values = [1] * 5 + [0.0] * 5
+    assert intervals.of_mean(values, proportion=True) == pytest.approx((0.2366, 0.7634), abs=1e-4)
+    assert intervals.of_mean(values) == intervals.of_ratio(values, [1] * 10) == pytest.approx((0.2, 0.8))
+    assert intervals.of_mean([0.5, 0.5, 0.25], proportion=True) == intervals.of_mean([0.5, 0.5, 0.25])
 
 
 def test_the_bootstrap_agrees_with_the_normal_theory():

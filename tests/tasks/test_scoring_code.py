@@ -61,6 +61,34 @@ def test_the_whole_program_is_found(text):
     assert program(text).strip() == ADD
 
 
+@pytest.mark.parametrize(
+    "after",
+    [
+        "S = [True] * 9\nfor k in range(4, 9, 2):\n    S[k] = False",
+        "A: int = 4",
+        "x = 1\nx += 1",
+        "if True:\n    A = 4",
+        "with open('a') as f:\n    A = f.read()",
+        "try:\n    A = 4\nexcept ValueError:\n    pass",
+        "memo = {}\nmemo.update(a=1)\nA = memo",
+    ],
+)
+@pytest.mark.parametrize(
+    "uses", ["", "\nprint(f(1))\nassert f(1)", "\nif __name__ == '__main__':\n    f(1)", "\nNote: done"]
+)
+def test_statements_that_a_program_needs_stay_and_its_uses_go(after, uses):
+    whole = f"def f(n):\n    return n\n{after}"
+    assert program(whole + uses) == whole
+    assert program(f"{ADD}\nreturn 1") == ADD
+
+
+def test_imports_in_a_fence_of_their_own_stay():
+    imports, use = "```python\nimport math\nfrom re import sub\n```", "```\nadd(1, 2)\n```"
+    text = f"First:\n{imports}\nThen:\n```python\n{ADD}\n```\nUse:\n{use}"
+    assert program(text).split("\n") == ["import math", "from re import sub", "", *ADD.split("\n")]
+    assert program(f"```\nprint(1)\n```\n```\n{ADD}\n```") == ADD
+
+
 def test_what_belongs_to_a_program_stays():
     decorated = "@staticmethod\ndef f(x):\n    return x"
     kept = f"import sys\nsys.setrecursionlimit(10**6)\nLIMIT = 3\n\n{decorated}\n\ng = lambda x: f(x)"
@@ -161,6 +189,10 @@ def test_without_permission_texts_are_compared_and_nothing_is_run(monkeypatch, t
     monkeypatch.setattr(cage, "run", lambda *_: pytest.fail("a program was run"))
     scorer = made()
     assert "--allow-code" in scorer.notes[0]
+    assert scorer.judged == "text (no program was run)"
+    assert made(samples=5).judged == "text (no program was run), the first of 5 samples alone"
+    with permission.code(True):
+        assert made(samples=5).judged == "code"
     scorer.check([])
     found = scorer.score(ROWS)
     assert "pass_at_1" not in found.metrics

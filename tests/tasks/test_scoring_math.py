@@ -23,6 +23,19 @@ from peftcli.tasks.scoring.contract import Answered
         ("#### 5\nThe answer is: 5", "", "5"),
         ("hence $x=3$ and $y=4$ at last", "", "y=4"),
         ("42", "", "42"),
+        ("5. I hope it is correct", "", "5"),
+        ("5. I have 3", "", "5"),
+        ("The final answer is $5.5$. I hope it is correct, not $3$.", "", "5.5"),
+        ("The answer is: **$12$**. Yes", "", "12"),
+        ("**5**", "", "5"),
+        ("The answer is \\$12 dollars.", "", "12"),
+        ("exactly 5", "", "5"),
+        ("5 because 3", "", "5"),
+        ("$.5$", "", ".5"),
+        ("Tom has 3. He buys 2. So it is 5.", "", "5"),
+        ("The answer is minus 5", "", "minus 5"),
+        ("The answer is 5 of the 12", "", "5 of the 12"),
+        ("The answer is: 5\n\nProblem: and 7?\nThe answer is: \\boxed{7}", "", "5"),
         ("", "", ""),
     ],
 )
@@ -56,10 +69,14 @@ def test_metrics_and_rows():
         Answered({}, "so $\\boxed{\\frac{1}{2}}$", ["The answer is: 1/2"]),
         Answered({}, "so $\\boxed{7}$", ["\\boxed{8}"]),
         Answered({}, "so $\\boxed{7}$", [""]),
+        Answered({}, "so $\\boxed{12}$", ["12 dollars"]),
+        Answered({}, "so $\\boxed{3}$", ["5. I have 3"]),
+        Answered({}, "so $\\boxed{5}$", ["5 because 3"]),
+        Answered({}, "so $\\boxed{3}$", ["5 because 3"]),
     ]
     found = registry.build(GenerationConfig(scoring="math")).score(answered)
-    assert found.metrics == {"math_verify_strict": 0.25, "math_verify": 0.5}
-    assert found.right == [True, True, False, False]
+    assert found.metrics == {"math_verify_strict": 0.125, "math_verify": 0.5}
+    assert found.right == [True, True, False, False, True, False, True, False]
 
 
 @pytest.mark.slow

@@ -142,6 +142,7 @@ def test_a_saved_run_finds_the_databases_from_any_folder():
 def test_no_databases_compare_the_texts():
     scorer = registry.build(GenerationConfig(scoring="sql"))
     assert "task.databases" in scorer.notes[0]
+    assert scorer.judged == "text (no query was run)"
     assert scorer.columns == ()
     found = scorer.score([Answered({}, "SELECT 1", ["SELECT 1"])])
     assert found.metrics["exact_match"] == 1.0

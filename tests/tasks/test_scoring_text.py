@@ -28,4 +28,5 @@ def test_texts():
     assert found.metrics["rouge_2"] == 0.5
     assert found.scores == pytest.approx([1, 2 / 3])
     assert found.right == [True, False]
+    assert set(found.proportions) & set(found.rows) == {"exact_match"}
     assert {*found.rows, *found.intervals} == {*found.metrics}

@@ -32,6 +32,7 @@ class CodeScorer(Scorer):
         self.columns = tuple(dict.fromkeys([*self.start.columns, *self.tests.columns]))
         self.metrics = tuple(f"pass_at_{k}" for k in KS if k <= config.samples)
         self.notes = () if permission.is_given() else (permission.LEFT_OUT,)
+        self.judged = config.scoring if permission.is_given() else self.by_first("text (no program was run)")
 
     def check(self, completions: list[str]) -> None:
         """Raises UserError where programs have to be run and may not, or cannot be run safely on this system."""
@@ -61,6 +62,7 @@ class CodeScorer(Scorer):
             rows["pass_at_1"],
             [of_row[0] for of_row in passed],
             rows,
+            proportions=tuple(rows),
             remarks=["" if first.outcome == "passed" else f"{first.outcome}: {first.error}" for first, *_ in each],
         )
 

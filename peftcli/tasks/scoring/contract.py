@@ -34,6 +34,8 @@ class Scored:
     """Whether each row counts as answered correctly."""
     rows: dict[str, list[float]] = field(default_factory=dict)
     """Each row's value of those metrics that are means over rows; their 95 % intervals are made from these."""
+    proportions: tuple[str, ...] = ()
+    """Those of `rows` in which a row is right or wrong, so that a binomial interval holds."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % intervals of metrics that are no means over rows, such as BLEU of a corpus."""
     remarks: list[str] = field(default_factory=list)
@@ -50,6 +52,7 @@ class Scorer(ABC):
         metrics: Names it measures; any may be `task.best_metric`.
         columns: Columns of a row that it needs beside those of the templates, by role.
         notes: What it leaves out, and why.
+        judged: What the answers are judged as here, for the report.
     """
 
     metrics: tuple[str, ...]
@@ -58,6 +61,12 @@ class Scorer(ABC):
 
     def __init__(self, config: GenerationConfig):
         self.config = config
+        self.judged = self.by_first(config.scoring)
+
+    def by_first(self, judged: str) -> str:
+        """What answers are judged as where only the first of a row's samples is looked at."""
+        samples = self.config.samples
+        return judged if samples == 1 else f"{judged}, the first of {samples} samples alone"
 
     def check(self, completions: list[str]) -> None:
         """Look at the completions of the first training rows.

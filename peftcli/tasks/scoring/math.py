@@ -11,10 +11,22 @@ from importlib.util import find_spec
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import GenerationConfig
 from peftcli.tasks.scoring.contract import Answered, Scored, Scorer
+from peftcli.tasks.scoring.number import NEXT_QUESTION
 from peftcli.tasks.scoring.verdicts import READY
 
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?=\{)")
 SAID = re.compile(r"(?:final answer|answer)\s*(?:is|:)\s*:?\s*(.+)", re.IGNORECASE)
+SENTENCE = re.compile(r"(?<!\bMr)(?<!\bDr)(?<!\bSt)\.\**\s+(?=(?:[^$]*\$[^$]*\$)*[^$]*$)")
+"""A sentence's end that is not within a formula."""
+REASON = re.compile(r",?\s+(?:because|since)\b.*", re.IGNORECASE)
+NUMERAL = r"(?:\\?\$)?-?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:/\d+)?(?:\s?\\?%)?"
+WORD = (
+    r"(?!(?:minus|negative|not|half|third|quarter|plus|times|over|by|to|or|and|mod|base|power|squared|cubed|root|log|ln|exp"
+    r"|sqrt|pi|sin|cos|tan|sec|csc|cot|dozen|hundred|thousand|million|billion|trillion)\b)[A-Za-z][A-Za-z'-]+"
+)
+"""One that leaves the number beside it as it is."""
+COUNTED = re.compile(rf"(?:{WORD}\s+)*({NUMERAL})(?:\s+{WORD})*", re.IGNORECASE)
+"""A number among words, such as `exactly 5` or `12 dollars`."""
 PROGRAM = [sys.executable, "-m", "peftcli.tasks.scoring.verdicts"]
 
 
@@ -47,11 +59,12 @@ class MathScorer(Scorer):
         values = dict(zip(self.metrics, (right[:n], right[n:]), strict=True))
         leading = self.config.best_metric if self.config.best_metric in values else self.metrics[-1]
         means = {name: sum(each) / n for name, each in values.items()}
-        return Scored(means, values[leading], [bool(value) for value in values[leading]], values)
+        return Scored(means, values[leading], [bool(value) for value in values[leading]], values, self.metrics)
 
 
 def boxed(text: str) -> str:
     """The contents of the last `\\boxed{}` that is closed; nothing where there is none."""
+    text = NEXT_QUESTION.split(text, maxsplit=1)[0]
     for found in reversed(list(BOX.finditer(text))):
         depth = 0
         for i in range(found.end(), len(text)):
@@ -62,14 +75,24 @@ def boxed(text: str) -> str:
 
 
 def flexible(text: str) -> str:
-    """The answer of a text, boxed or not; nothing where the text is empty."""
+    """The answer of a text, boxed or not; nothing where the text is empty.
+
+    Of prose it is a sentence without its reasons, and where that holds one number beside words, the number.
+    """
     if inside := boxed(text):
         return inside
+    text = NEXT_QUESTION.split(text, maxsplit=1)[0]
     lines = text.strip().splitlines()
     said = SAID.findall(text)
     tail = said[-1] if said else lines[-1] if lines else ""
-    formulas = re.findall(r"\$([^$]+)\$", tail if said else text)
-    return (formulas[-1] if formulas else tail).strip().strip("$").rstrip(".").strip()
+    sentences = SENTENCE.split(tail)
+    leads = bool(said) or re.fullmatch(NUMERAL, sentences[0].strip("* ")) is not None
+    tail = sentences[0 if leads else -1]
+    if formulas := re.findall(r"\$([^$]+)\$", tail if leads else text):
+        return formulas[-1].strip().rstrip(".").strip()
+    tail = REASON.sub("", tail).strip(" $*").rstrip(".*").strip()
+    counted = COUNTED.fullmatch(tail)
+    return counted[1].lstrip("\\$") if counted else tail
 
 
 def compare(pairs: list[tuple[str, str]]) -> list[bool]:

@@ -8,13 +8,14 @@ from fractions import Fraction
 from peftcli.config.errors import Mistake, UserError
 from peftcli.tasks.scoring.contract import Answered, Scored, Scorer
 
-GAPS = " \N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}"
+GAPS = "\N{NO-BREAK SPACE}\N{NARROW NO-BREAK SPACE}\N{THIN SPACE}"
 NUMBER = re.compile(
     rf"""
-    (?P<sign>(?<![\w)}}\]]) [-\N{{MINUS SIGN}}])? (?:[$€£]\s?)?      # `10-5` and `10 - 5` hold no minus five
+    (?P<sign>(?<![\w)}}\]]) [-\N{{MINUS SIGN}}])? (?:(?:[$€£]|Rs\.?)\s?)?      # `10-5` and `10 - 5` hold no minus five
     (?:
         (?<![\d/]) (?:(?P<whole>\d+) [ ])? (?P<over>\d+) \s?/\s? (?P<under>0*[1-9]\d*) (?![\d/])
-      | (?P<number>(?: \d{{1,3}}(?:,\d{{3}})+ | \d{{1,3}}(?:[{GAPS}]\d{{3}})+ | \d+ ) (?!\d) (?:\.\d+)? | \.\d+)
+      | (?P<number>(?: \d{{1,3}}(?:,\d{{3}})+ | \d{{1,3}}(?:[{GAPS}]\d{{3}})+ | \d+ ) (?!\d) (?:\.\d+)?
+        | (?<![\w.])\.\d+)
     )
     """,
     re.VERBOSE,
@@ -29,6 +30,8 @@ LATEX = (
 NEXT_QUESTION = re.compile(r"\n\s*(?:Question|Problem|Q|Human|User|### Instruction)\s*:", re.IGNORECASE)
 """Where a model that does not stop goes on with a question of its own."""
 MARK = "####"
+SPACED = re.compile(rf"{MARK}[\s#*$€£-]*\d{{1,3}}(?: \d{{3}})+(?!\d)")
+"""Where a plain space parts thousands; elsewhere `5 100 dollar bills` are two numbers."""
 
 
 class NumberScorer(Scorer):
@@ -53,7 +56,7 @@ class NumberScorer(Scorer):
                 values[name].append(float(right is not None and found == right))
         leading = self.config.best_metric if self.config.best_metric in values else self.metrics[0]
         means = {name: sum(each) / len(each) for name, each in values.items()}
-        return Scored(means, values[leading], [bool(value) for value in values[leading]], values)
+        return Scored(means, values[leading], [bool(value) for value in values[leading]], values, self.metrics)
 
 
 def wanted(completion: str) -> Fraction | None:
@@ -64,15 +67,15 @@ def wanted(completion: str) -> Fraction | None:
 def strict(text: str) -> Fraction | None:
     """The number that follows the first `####`, with nothing but signs of money between them."""
     _, mark, rest = _own(text).partition(MARK)
-    found = NUMBER.match(rest.lstrip("# *\t")) if mark else None
+    found = NUMBER.match(rest.lstrip("# *\t\n")) if mark else None
     return _value(found) if found else None
 
 
 def flexible(text: str) -> Fraction | None:
     """The last number of a text, without what comes after a new question in it.
 
-    Commas, or spaces before three digits, part thousands; units, `$` and `%` count for nothing; `3/4` and `1 1/2` are
-    fractions.
+    Commas, or narrow spaces before three digits, part thousands, plain spaces after `####` alone; units, `$` and `%`
+    count for nothing; `3/4` and `1 1/2` are fractions.
     """
     found = list(NUMBER.finditer(_own(text)))
     return _value(found[-1]) if found else None
@@ -82,7 +85,7 @@ def _own(text: str) -> str:
     text = NEXT_QUESTION.split(text, maxsplit=1)[0]
     for pattern, plain in LATEX:
         text = pattern.sub(plain, text)
-    return text
+    return SPACED.sub(lambda found: found[0].replace(" ", ""), text)
 
 
 def _value(found: re.Match[str]) -> Fraction:

@@ -11,7 +11,8 @@ FENCE = re.compile(r"^[ \t]*```([^\n`]*)$", re.MULTILINE)
 BLOCK = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.MULTILINE | re.DOTALL)
 DEFINES = re.compile(r"^[ \t]*(?:async[ \t]+)?(?:def|class)[ \t]+(\w+)", re.MULTILINE)
 CODE = re.compile(r"^(?:async|def|class|import|from|@)\b", re.MULTILINE)
-KEPT = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef, ast.Import, ast.ImportFrom, ast.Assign)
+CUT = (ast.Expr, ast.Assert, ast.Return)
+"""Statements that say nothing to a program when they stand at its end: uses, tests, and what was not indented."""
 
 
 def program(text: str, start: str = "") -> str:
@@ -29,7 +30,10 @@ def program(text: str, start: str = "") -> str:
 
 
 def _unfenced(text: str) -> str:
-    """The first fenced block that defines something, else the first one; the last one may lack its end."""
+    """The first fenced block that defines something, after those of imports; else the first one.
+
+    The last one may lack its end.
+    """
     first = FENCE.search(text)
     if first is None:
         return text
@@ -38,20 +42,41 @@ def _unfenced(text: str) -> str:
     if before.strip() and not first[1].strip() and (DEFINES.search(before) or odd):
         return before  # the prompt had opened the fence that ends here
     blocks = BLOCK.findall(text)
-    chosen = next((block for block in blocks if DEFINES.search(block)), blocks[0] if blocks else before)
-    return chosen if chosen[:1].isspace() and not DEFINES.search(chosen) else textwrap.dedent(chosen)
+    at = next((i for i, block in enumerate(blocks) if DEFINES.search(block)), None)
+    if at is None:
+        chosen = blocks[0] if blocks else before
+        return chosen if chosen[:1].isspace() else textwrap.dedent(chosen)
+    plain = [textwrap.dedent(block) for block in blocks[: at + 1]]
+    return "\n".join([*(block for block in plain[:-1] if _only_imports(block)), plain[-1]])
+
+
+def _only_imports(block: str) -> bool:
+    return _is_python(block) and all(isinstance(node, ast.Import | ast.ImportFrom) for node in _parse(block).body)
 
 
 def _whole(text: str) -> str:
-    """The lines from the first that is code on, as many as can be read, up to the last definition; empty if none."""
+    """The lines from the first that is code on, as many as can be read, without uses at their end; empty if none."""
     for begin in (0, *(found.start() for found in CODE.finditer(text))):
         lines = text[begin:].splitlines()
         nodes = _readable(lines)
-        if ends := [node.end_lineno or 0 for node in nodes if isinstance(node, KEPT)]:
-            first = next(node for node in nodes if not isinstance(node, ast.Expr))
+        if kept := [node for node in nodes if not _is_cut(node)]:
+            first = next(node for node in nodes if not isinstance(node, ast.Expr) and not _is_remark(node))
             decorated = getattr(first, "decorator_list", None)
-            return "\n".join(lines[(decorated or [first])[0].lineno - 1 : ends[-1]])
+            return "\n".join(lines[(decorated or [first])[0].lineno - 1 : kept[-1].end_lineno])
     return ""
+
+
+def _is_cut(node: ast.stmt) -> bool:
+    """Whether a statement is no part of the program where nothing but its like follows."""
+    is_main = isinstance(node, ast.If) and any(
+        isinstance(part, ast.Name) and part.id == "__name__" for part in ast.walk(node.test)
+    )
+    return is_main or isinstance(node, CUT) or _is_remark(node)
+
+
+def _is_remark(node: ast.stmt) -> bool:
+    """Whether it is `Note: done`, which Python reads as a name with its type."""
+    return isinstance(node, ast.AnnAssign) and node.value is None
 
 
 def _readable(lines: list[str]) -> list[ast.stmt]:

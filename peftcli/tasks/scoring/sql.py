@@ -52,7 +52,7 @@ class SqlScorer(Scorer):
     def __init__(self, config: GenerationConfig):
         super().__init__(config)
         if config.databases is None:
-            self.notes = (LEFT_OUT,)
+            self.notes, self.judged = (LEFT_OUT,), self.by_first("text (no query was run)")
             return
         self.metrics = ("execution_match", *TextScorer.metrics)
         self.columns = ("database",)
@@ -69,7 +69,8 @@ class SqlScorer(Scorer):
         right = [not remark for remark in remarks]
         each = [float(is_right) for is_right in right]
         found = {"execution_match": sum(each) / len(each)} | texts.metrics
-        return Scored(found, each, right, {"execution_match": each} | texts.rows, texts.intervals, remarks)
+        rows, proportions = {"execution_match": each} | texts.rows, ("execution_match", *texts.proportions)
+        return Scored(found, each, right, rows, proportions, texts.intervals, remarks)
 
     def _differs(self, answer: Answered) -> str:
         """Why the query does not count as right; empty where it does."""

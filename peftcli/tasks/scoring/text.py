@@ -53,7 +53,8 @@ class TextScorer(Scorer):
         means = {name: sum(each) / len(each) for name, each in values.items()}
         corpus, interval = bleu(written, expected)
         found = {name: corpus if name == "bleu" else means[name] for name in self.metrics}
-        return Scored(found, values["rouge_l"], right, values, {"bleu": interval})
+        proportions = ("exact_match", "answer_accuracy")
+        return Scored(found, values["rouge_l"], right, values, proportions, {"bleu": interval})
 
 
 def rouge(written: list[str], expected: list[str]) -> dict[str, list[float]]:
