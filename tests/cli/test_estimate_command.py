@@ -45,7 +45,7 @@ def test_every_recipe_is_counted(recipe: str, tmp_path) -> None:
     found = json.loads(run("train", recipe, "--dry-run", "--json").stdout)
     assert 0 < found["parameters"]["trainable"] < found["parameters"]["total"]
     assert found["memory"]["heaviest"]["peak"] > found["memory"]["heaviest"]["weights"] > 0
-    # Rows that are not on this machine are counted as full; the bundled ones are read, and pictures are all of one size.
+    # Rows that are not on this machine are counted as full; the bundled ones are read, pictures are of one size.
     texts = compose(recipe).config.task.type != "images"
     assert any("max_length" in note for note in found["notes"]) == (texts and recipe != "quickstart")
     assert not (tmp_path / "runs").exists()
