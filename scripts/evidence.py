@@ -6,6 +6,7 @@ made from that file alone.
 
 from __future__ import annotations
 
+import argparse
 import json
 import multiprocessing
 import platform
@@ -201,3 +202,32 @@ def write_between(path: Path, marker: str, text: str) -> None:
     if not found:
         raise SystemExit(f"{path} has no {begin} ... {end}")
     path.write_text(f"{before}{begin}\n{text}\n{end}{after}", encoding="utf-8")
+
+
+def command(
+    about: str,
+    bench: Callable[[Path, bool], Any],
+    run: Callable[[Any, int], None],
+    report: Callable[[Any], str],
+    readme: Path,
+) -> None:
+    """The command line of an evidence script: run what has no result yet, or write the tables.
+
+    Args:
+        about: The script's docstring.
+        bench: Builds what the other two work with, from the folder of results and whether the size is the full one.
+        run: Takes it and a number of worker processes.
+        report: The text between the marks of the README.
+        readme: The method's.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "table"])
+    parser.add_argument("--out", type=Path, default=Path("build"))
+    parser.add_argument("--size", choices=["small", "full"], default="small")
+    parser.add_argument("--workers", type=int, default=2)
+    asked = parser.parse_args()
+    made = bench(asked.out.resolve(), asked.size == "full")
+    if asked.what == "run":
+        run(made, asked.workers)
+    else:
+        write_between(readme, "evidence", report(made))

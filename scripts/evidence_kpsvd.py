@@ -10,7 +10,6 @@ test rows and five seeds.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-from evidence import Result, Store, difference, here, table, write_between
+from evidence import Result, Store, command, difference, here, table
 from evidence_loss import SMOOTHED, costs, losses, per_token, reached, smooth, unevenness, untouched
 
 from peftcli.config.paths import sample_folder
@@ -261,20 +260,5 @@ def report(bench: Bench) -> str:
     return "\n\n".join([*parts, here(f"{ours} run{size} && {ours} table{size}")])
 
 
-def main() -> None:
-    """Run, or write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--out", type=Path, default=Path("build"))
-    parser.add_argument("--size", choices=["small", "full"], default="small")
-    parser.add_argument("--workers", type=int, default=2)
-    asked = parser.parse_args()
-    bench = Bench(asked.out.resolve(), asked.size == "full")
-    if asked.what == "run":
-        run(bench, asked.workers)
-    else:
-        write_between(README, "evidence", report(bench))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, Bench, run, report, README)

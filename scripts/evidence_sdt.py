@@ -1,7 +1,7 @@
 """SDT against what it has to beat, on WordNet's 45 categories: the tables in peftcli/methods/sdt/README.md.
 
-    python scripts/evidence_sdt.py run --bases build      # resumable; build/mamba-{small,medium} by pretrain_mamba.py
-    python scripts/evidence_sdt.py table --bases build    # writes the tables from build/evidence_sdt.jsonl
+    python scripts/evidence_sdt.py run --out build      # resumable; build/mamba-{small,medium} by pretrain_mamba.py
+    python scripts/evidence_sdt.py table --out build    # writes the tables from build/evidence_sdt.jsonl
 
 Every arm gets the same grid of learning rates, chosen for it by validation on a tenth of the labels over all seeds, and
 the same steps. LoRA's ranks are those whose number of trained parameters is nearest to SDT's. `--size full` takes the
@@ -10,7 +10,6 @@ bundled model for all arms and five times the steps.
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
@@ -19,7 +18,7 @@ from statistics import mean
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from evidence import Result, Store, answers, difference, here, table, write_between
+from evidence import Result, Store, answers, command, difference, here, table
 
 from peftcli.config import paths
 from peftcli.methods.sdt.maths import jaccard
@@ -247,20 +246,5 @@ def report(bench: Bench) -> str:
     return "\n\n".join(parts)
 
 
-def main() -> None:
-    """Run, or write the tables."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "table"])
-    parser.add_argument("--bases", type=Path, default=Path("build"))
-    parser.add_argument("--size", choices=["default", "full"], default="default")
-    parser.add_argument("--workers", type=int, default=2)
-    asked = parser.parse_args()
-    bench = Bench(asked.bases.resolve(), asked.size == "full")
-    if asked.what == "run":
-        run(bench, asked.workers)
-    else:
-        write_between(README, "evidence", report(bench))
-
-
 if __name__ == "__main__":
-    main()
+    command(__doc__, Bench, run, report, README)

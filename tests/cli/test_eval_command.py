@@ -187,7 +187,8 @@ def test_few_rows_evenly_drawn_each_answered_and_written_down(peft, trained, tmp
     assert found["difference"] == {}
     assert found["quality"]["rows_generated"] == found["quality"]["rows_measured"] == 7
     tuned = next(row for row in found["quality"]["rows"] if row["name"] == "tuned")
-    assert set(tuned["intervals"]) == set(tuned["metrics"])
+    # A mean over rows that are all alike has none: seven times nought would pretend to certainty.
+    assert {"loss", "perplexity", "exact_match"} <= set(tuned["intervals"]) <= set(tuned["metrics"])
     for name, (low, high) in tuned["intervals"].items():
         assert low <= tuned["metrics"][name] <= high or name == "bleu"
     assert tuned["metrics"]["exact_match"] == sum(answer["correct"] for answer in answers) / 7
