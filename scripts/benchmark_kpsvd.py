@@ -15,11 +15,12 @@ import argparse
 import json
 import subprocess
 import sys
-import threading
 import time
 from contextlib import nullcontext
 from statistics import median
 from typing import Any
+
+from resident import largest
 
 TERMS = (1, 2, 8)
 ARMS = ("kpsvd", "lora", "lokr")
@@ -136,22 +137,9 @@ def memory(count: int) -> dict[str, float]:
 
 def peak(arm: str, terms: int, count: int) -> None:
     """Print the largest resident size during the steps of one arm, in bytes."""
-    import psutil
-
     model, optimiser = build(arm, terms)
-    ids_BL, process, seen, done = batch(), psutil.Process(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            seen.append(process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(count):
-        advance(model, optimiser, ids_BL)
-    done.set()
-    watcher.join()
-    print(max(seen))
+    ids_BL = batch()
+    print(largest(lambda: advance(model, optimiser, ids_BL), count))
 
 
 def initialisation(modules: int, width: int) -> dict[str, float]:

@@ -6,7 +6,6 @@ B rows of a batch, L tokens, S supervised positions, V words.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -15,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from evidence import Prepared, Result, prepared, trained
+from resident import largest
 
 SMOOTHED = 0.25
 """Share of the steps over which a training loss is averaged."""
@@ -109,7 +109,7 @@ def costs(recipe: str, ours: list[str], theirs: list[str]) -> Result:
     """
     with ExitStack() as open_runs:
         mine = _stage(open_runs, recipe, ours)
-        peak = _peak(mine)
+        peak = largest(mine.advance, PEAK_STEPS)
         other = _stage(open_runs, recipe, theirs)
         other.advance()
         turns = []
@@ -139,24 +139,6 @@ def _timed(stage: Any) -> float:
     began = time.perf_counter()
     stage.advance()
     return time.perf_counter() - began
-
-
-def _peak(stage: Any) -> int:
-    import psutil
-
-    process, seen, done = psutil.Process(), [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.002):
-            seen.append(process.memory_info().rss)
-
-    watcher = threading.Thread(target=watch)
-    watcher.start()
-    for _ in range(PEAK_STEPS):
-        stage.advance()
-    done.set()
-    watcher.join()
-    return max(seen)
 
 
 def per_token(results: Sequence[Result], tokens: Sequence[int]) -> np.ndarray:

@@ -98,7 +98,7 @@ def _rehearsal(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
     given = {_key(override) for override in overrides}
     if "data" in given:  # other rows: the templates were for those of the rehearsal
         given |= {"task.prompt", "task.completion"}
-    return [str(line) for line in lines if given.isdisjoint({_key(str(line)), _key(str(line)).partition(".")[0]})]
+    return [line for line in map(str, lines) if given.isdisjoint({key := _key(line), key.partition(".")[0]})]
 
 
 def _key(override: str) -> str:

@@ -10,11 +10,10 @@ from typing import Any, TypeGuard
 from peftcli.reports import units
 from peftcli.tasks.intervals import wilson
 
-ANSWERS = (
+PROPORTIONS = frozenset({
     "accuracy", "exact_match", "answer_accuracy", "exact_match_strict", "exact_match_flexible", "math_verify",
     "math_verify_strict", "execution_match",
-)  # fmt: skip
-PROPORTIONS = frozenset(ANSWERS)
+})  # fmt: skip
 """Metrics that are a count of right rows over all rows, so that a binomial interval holds."""
 SHARES = PROPORTIONS | {
     "balanced_accuracy", "f1_macro", "f1", "precision", "recall", "auroc", "average_precision",

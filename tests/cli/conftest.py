@@ -62,8 +62,8 @@ def peft(monkeypatch, tmp_path_factory):
     return lambda *arguments: CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def write_recipe(checkpoint, rows, folder):
-    """A recipe of four steps over the tiny checkpoint; its runs go to `folder / "runs"`."""
+def write_recipe(checkpoint, rows, folder, **changes):
+    """A recipe of four steps over the tiny checkpoint, with other groups by name; its runs go to `folder / "runs"`."""
     file = folder / "trial.yaml"
     groups = {
         "schema_version": 1,
@@ -77,7 +77,7 @@ def write_recipe(checkpoint, rows, folder):
         "training": {"max_steps": 4, "batch_size": 6, "eval_every": 2, "precision": "fp32", "baselines": False},
         "launch": {"device": "cpu", "threads": 1},
     }
-    file.write_text(yaml.safe_dump(groups))
+    file.write_text(yaml.safe_dump(groups | changes))
     return file
 
 

@@ -7,9 +7,9 @@ import os
 import sys
 
 import pytest
-import yaml
 
 from peftcli.config import permission
+from tests.cli.conftest import write_recipe
 
 ROWS = [
     {"problem": "one", "program": "n = 1", "tests": ["assert n == 1"]},
@@ -25,24 +25,15 @@ def mbpp(checkpoint, tmp_path):
     files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation", "test")}
     for path in files.values():
         path.write_text("".join(json.dumps(row) + "\n" for row in ROWS))
-    file = tmp_path / "mbpp.yaml"
-    groups = {
-        "schema_version": 1,
-        "name": "mbpp",
-        "output": str(tmp_path / "runs"),
-        "model": {"name": str(checkpoint), "source": "folder"},
-        "data": {"source": "files", "files": {split: str(path) for split, path in files.items()}},
-        "method": {"name": "lora", "r": 8, "alpha": 16, "targets": ["all"]},
-        "task": {
+    return write_recipe(
+        checkpoint, {split: str(path) for split, path in files.items()}, tmp_path,
+        method={"name": "lora", "r": 8, "alpha": 16, "targets": ["all"]},
+        task={
             "type": "generation", "scoring": "code", "prompt": "{problem}: {tests}\n", "completion": "{program}",
             "tests": "{tests}", "max_new_tokens": 8, "generated_rows": 3,
         },
-        "optim": {"lr": 0.02},
-        "training": {"max_steps": 60, "batch_size": 3, "eval_every": "end", "precision": "fp32"},
-        "launch": {"device": "cpu", "threads": 1},
-    }  # fmt: skip
-    file.write_text(yaml.safe_dump(groups))
-    return file
+        training={"max_steps": 60, "batch_size": 3, "eval_every": "end", "precision": "fp32"},
+    )  # fmt: skip
 
 
 @ON_LINUX

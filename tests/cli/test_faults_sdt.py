@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from tests.cli.conftest import write_recipe
 from tests.commands import assert_said
@@ -18,10 +17,7 @@ def train(peft, mamba_folder, rows, tmp_path) -> Callable:
     """`train(channels=9)` trains the tiny Mamba by SDT with these settings, for four steps of six rows."""
 
     def run(*overrides: str, base: Path = mamba_folder, **method: Any):
-        recipe = write_recipe(base, rows, tmp_path)
-        tree = yaml.safe_load(recipe.read_text())
-        recipe.write_text(yaml.safe_dump({**tree, "method": {"name": "sdt", **method}}))
-        return peft("train", recipe, *overrides)
+        return peft("train", write_recipe(base, rows, tmp_path, method={"name": "sdt", **method}), *overrides)
 
     return run
 

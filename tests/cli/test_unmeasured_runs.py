@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 
-import yaml
+from tests.cli.conftest import write_recipe
 
 
 def test_a_query_that_the_database_refuses_leaves_the_adapter(peft, checkpoint, made, tmp_path):
@@ -17,25 +17,18 @@ def test_a_query_that_the_database_refuses_leaves_the_adapter(peft, checkpoint, 
     files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "test")}
     for path in files.values():
         path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    recipe = tmp_path / "shop.yaml"
-    groups = {
-        "schema_version": 1,
-        "name": "shop",
-        "output": str(tmp_path / "runs"),
-        "model": {"name": str(checkpoint), "source": "folder"},
-        "data": {
+    recipe = write_recipe(
+        checkpoint, files, tmp_path,
+        data={
             "source": "files", "files": {split: str(path) for split, path in files.items()}, "validation_share": 0.0,
             "columns": {"database": "db"},
         },
-        "method": {"name": "lora"},
-        "task": {
+        task={
             "type": "generation", "scoring": "sql", "prompt": "{question}: ", "completion": "{query}",
             "databases": str(tmp_path / "databases"), "max_new_tokens": 4,
         },
-        "training": {"max_steps": 1, "batch_size": 2, "precision": "fp32"},
-        "launch": {"device": "cpu", "threads": 1},
-    }  # fmt: skip
-    recipe.write_text(yaml.safe_dump(groups))
+        training={"max_steps": 1, "batch_size": 2, "precision": "fp32"},
+    )  # fmt: skip
     result = peft("train", recipe, "--quiet")
     assert result.exit_code == 2
     assert "no such column: price" in result.output

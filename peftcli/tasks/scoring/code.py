@@ -9,7 +9,7 @@ from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import GenerationConfig
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.scoring import cage
-from peftcli.tasks.scoring.contract import Answered, Scored, Scorer
+from peftcli.tasks.scoring.contract import Answered, Scored, Scorer, means
 from peftcli.tasks.scoring.programs import program
 from peftcli.tasks.scoring.text import TextScorer
 
@@ -58,7 +58,7 @@ class CodeScorer(Scorer):
             if all(k <= len(of_row) for of_row in passed)
         }
         return Scored(
-            {name: sum(values) / len(values) for name, values in rows.items()},
+            means(rows),
             rows["pass_at_1"],
             [of_row[0] for of_row in passed],
             rows,

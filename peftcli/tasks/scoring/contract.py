@@ -42,6 +42,11 @@ class Scored:
     """Why each row is not right, in a line, from scorers that know."""
 
 
+def means(rows: Mapping[str, list[float]]) -> dict[str, float]:
+    """Of each metric over its rows."""
+    return {name: sum(values) / len(values) for name, values in rows.items()}
+
+
 class Scorer(ABC):
     """Judges generated texts.
 
@@ -74,6 +79,12 @@ class Scorer(ABC):
         Raises:
             UserError: No answer could ever be right by them.
         """
+
+    def by_leading(self, rows: dict[str, list[float]], otherwise: str) -> Scored:
+        """Of metrics that are right or wrong row by row: a row is right by the best metric of the task, if it is one of
+        them, else by another."""
+        leading = rows[self.config.best_metric if self.config.best_metric in rows else otherwise]
+        return Scored(means(rows), leading, [bool(value) for value in leading], rows, self.metrics)
 
     @abstractmethod
     def score(self, answered: list[Answered]) -> Scored:

@@ -57,9 +57,7 @@ class MathScorer(Scorer):
         right = [float(verdicts.get(pair, False)) for pair in pairs]
         n = len(answered)
         values = dict(zip(self.metrics, (right[:n], right[n:]), strict=True))
-        leading = self.config.best_metric if self.config.best_metric in values else self.metrics[-1]
-        means = {name: sum(each) / n for name, each in values.items()}
-        return Scored(means, values[leading], [bool(value) for value in values[leading]], values, self.metrics)
+        return self.by_leading(values, self.metrics[-1])
 
 
 def boxed(text: str) -> str:

@@ -54,9 +54,7 @@ class NumberScorer(Scorer):
             right = wanted(one.expected)
             for name, found in zip(self.metrics, (strict(one.written[0]), flexible(one.written[0])), strict=True):
                 values[name].append(float(right is not None and found == right))
-        leading = self.config.best_metric if self.config.best_metric in values else self.metrics[0]
-        means = {name: sum(each) / len(each) for name, each in values.items()}
-        return Scored(means, values[leading], [bool(value) for value in values[leading]], values, self.metrics)
+        return self.by_leading(values, self.metrics[0])
 
 
 def wanted(completion: str) -> Fraction | None:

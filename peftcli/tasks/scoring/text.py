@@ -7,7 +7,7 @@ import re
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import GenerationConfig
-from peftcli.tasks.scoring.contract import Answered, Scored, Scorer
+from peftcli.tasks.scoring.contract import Answered, Scored, Scorer, means
 
 DRAWS = 1000
 """Bootstrap samples of a corpus's BLEU."""
@@ -50,9 +50,9 @@ class TextScorer(Scorer):
                 for text, wanted in zip(written, expected, strict=True)
             ]
             values["answer_accuracy"] = [float(same) for same in right]
-        means = {name: sum(each) / len(each) for name, each in values.items()}
         corpus, interval = bleu(written, expected)
-        found = {name: corpus if name == "bleu" else means[name] for name in self.metrics}
+        measured = means(values) | {"bleu": corpus}
+        found = {name: measured[name] for name in self.metrics}
         proportions = ("exact_match", "answer_accuracy")
         return Scored(found, values["rouge_l"], right, values, proportions, {"bleu": interval})
 
