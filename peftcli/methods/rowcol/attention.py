@@ -1,0 +1,115 @@
+"""The weights of one attention head in pairs: what matters of q and k is their product, and of v and o theirs.
+
+A head's logits are (W_q x + b_q)ᵀ (W_k y + b_k). What b_k adds is the same for all keys y and leaves the softmax, so
+they depend on M = [W_q b_q]ᵀ W_k alone, of rank S at most. Its output is W_o (sum_y a_y (W_v y + b_v)) with sum a = 1,
+so that b_v comes through as W_o b_v, and only W_o W_v matters. The best pair of a smaller width is a truncated singular
+value decomposition of the product as the data sees it: of Lᵀ M L, and of W_o W_v L.
+
+Letters: D width of the model, G heads, S width of a head, T smaller width of a head. Valid where nothing stands between
+q and k: not with rotary positions, and not with a norm on them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from peftcli.methods.rowcol import maths
+
+
+@dataclass(frozen=True)
+class Projections:
+    """The four matrices of an attention and their biases.
+
+    Attributes:
+        q: [G S, D].
+        k: [G S, D].
+        v: [G S, D].
+        o: [D, G S].
+        q_bias: [G S] or None.
+        o_bias: [D] or None.
+        v_bias: [G S] or None; none where the widths are smaller.
+    """
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    o: Tensor
+    q_bias: Tensor | None = None
+    o_bias: Tensor | None = None
+    v_bias: Tensor | None = None
+
+
+def joint(given: Projections, heads: int, width: int, C_DD: Tensor | None) -> Projections:
+    """Each head with `width` dimensions in place of its own; at its own width the same function.
+
+    Args:
+        given: The projections.
+        heads: G.
+        width: T.
+        C_DD: Second moment of the attention's inputs; None counts all directions alike.
+
+    Returns:
+        The smaller ones, in float64. The scale of the logits stays that of S.
+    """
+    q_GSD, k_GSD, v_GSD = (m.detach().double().unflatten(0, (heads, -1)) for m in (given.q, given.k, given.v))
+    o_GDS = given.o.detach().double().unflatten(1, (heads, -1)).transpose(0, 1)
+    bias_GS1 = _bias(given.q_bias, given.q).unflatten(0, (heads, -1))[..., None]
+    L_DD = torch.eye(q_GSD.shape[-1], dtype=torch.float64, device=q_GSD.device) if C_DD is None else maths.root(C_DD)
+    whole_EE = torch.block_diag(L_DD, L_DD.new_ones(1, 1))  # a bias is the weight of an input that is always 1
+    wide_GSE = torch.cat([q_GSD, bias_GS1], dim=2)
+    left_GSE, right_GSD = product(wide_GSE, k_GSD, whole_EE, L_DD, width)
+    v_GTD, o_GDT = _values(v_GSD, o_GDS, L_DD, width)
+    constant_D = (o_GDS @ _bias(given.v_bias, given.v).unflatten(0, (heads, -1))[..., None]).sum((0, 2))
+    o_bias = constant_D + _bias(given.o_bias, given.o)
+    has_bias = given.o_bias is not None or given.v_bias is not None
+    return Projections(
+        q=left_GSE[..., :-1].flatten(0, 1),
+        k=right_GSD.flatten(0, 1),
+        v=v_GTD.flatten(0, 1),
+        o=o_GDT.transpose(0, 1).flatten(1),
+        q_bias=None if given.q_bias is None else left_GSE[..., -1].flatten(),
+        o_bias=o_bias if has_bias else None,
+    )
+
+
+def product(a_GSE: Tensor, b_GSD: Tensor, La_EE: Tensor, Lb_DD: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """a' [G, T, E] and b' [G, T, D] with a'ᵀ b' the best of rank T for aᵀ b, as seen through La and Lb."""
+    U, sigma, V = _pair(a_GSE @ La_EE, b_GSD @ Lb_DD, width)
+    half_GT1 = sigma.sqrt()[..., None]
+    # Both come back from the seen space through their own rows, whose span they stay in.
+    a_GTE = (half_GT1 * U.mT) @ torch.linalg.pinv(a_GSE @ La_EE) @ a_GSE
+    b_GTD = (half_GT1 * V.mT) @ torch.linalg.pinv(b_GSD @ Lb_DD) @ b_GSD
+    return a_GTE, b_GTD
+
+
+def energies(given: Projections, heads: int, C_DD: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Squared singular values [S] of the q-k and of the v-o products, summed over heads, falling."""
+    q_GSD, k_GSD, v_GSD = (m.detach().double().unflatten(0, (heads, -1)) for m in (given.q, given.k, given.v))
+    o_GDS = given.o.detach().double().unflatten(1, (heads, -1)).transpose(0, 1)
+    L_DD = torch.eye(q_GSD.shape[-1], dtype=torch.float64, device=q_GSD.device) if C_DD is None else maths.root(C_DD)
+    width = q_GSD.shape[1]
+    qk = _pair(q_GSD @ L_DD, k_GSD @ L_DD, width)[1]
+    vo = _pair(o_GDS.mT, v_GSD @ L_DD, width)[1]
+    return qk.square().sum(0), vo.square().sum(0)
+
+
+def _values(v_GSD: Tensor, o_GDS: Tensor, L_DD: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """v' [G, T, D] and o' [G, D, T]: U_T U_Tᵀ W_o W_v with the column space as the data sees it."""
+    U, _, _ = _pair(o_GDS.mT, v_GSD @ L_DD, width)
+    v_GTD = U.mT @ o_GDS @ v_GSD
+    return v_GTD, U
+
+
+def _pair(a_GSE: Tensor, b_GSD: Tensor, width: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Singular triples of aᵀ b, from two small QR decompositions: U [G, E, T], sigma [G, T], V [G, D, T]."""
+    Qa, Ra = torch.linalg.qr(a_GSE.mT)
+    Qb, Rb = torch.linalg.qr(b_GSD.mT)
+    U, sigma, Vt = torch.linalg.svd(Ra @ Rb.mT)
+    return Qa @ U[..., :width], sigma[..., :width], Qb @ Vt.mT[..., :width]
+
+
+def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
+    return weight.new_zeros(len(weight)).double() if bias is None else bias.detach().double()
