@@ -220,6 +220,32 @@ RULES = (
         "add method.rank=auto, or method.budget=null",
     ),
     Rule(
+        ("method.name", "method.rank", "method.energy", "method.budget"),
+        lambda method, rank, energy, budget: (
+            method == "rowcol" and rank == "auto" and (energy is None) == (budget is None)
+        ),
+        "method.rank=auto chooses by method.energy or by method.budget, by just one of them",
+        "for example method.energy=0.9",
+    ),
+    Rule(
+        ("method.worth", "method.budget"),
+        lambda worth, budget: worth != "energy" and budget is None,
+        "method.worth says what a budget is spent on, and method.budget is not given",
+        "add method.rank=auto and method.budget, or method.worth=energy",
+    ),
+    Rule(
+        ("method.layout", "method.mode"),
+        lambda layout, mode: layout != "base" and mode != "tie",
+        "method.layout is for method.mode=tie",
+        "add method.mode=tie, or method.layout=base",
+    ),
+    Rule(
+        ("method.diagonal", "method.mode"),
+        lambda diagonal, mode: diagonal and mode != "tie",
+        "method.diagonal is for method.mode=tie",
+        "add method.mode=tie, or method.diagonal=false",
+    ),
+    Rule(
         ("method.min_rank", "method.max_rank"),
         lambda least, most: least > most,
         "method.min_rank is larger than method.max_rank",

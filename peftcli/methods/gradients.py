@@ -22,6 +22,15 @@ Watched = Mapping[str, Tensor | nn.Module]
 bits), or whose gradient would be more than this layer's (it is another layer's too)."""
 
 
+def watched(model: nn.Module, layers: Mapping[str, Any]) -> Watched:
+    """The weights of layers; in place of one that is packed in few bits, or another layer's too, the layer."""
+    others = packed.shared(model)
+    return {
+        name: layer if packed.is_packed(layer) or id(layer.weight) in others else layer.weight
+        for name, layer in layers.items()
+    }
+
+
 def visit(
     model: nn.Module, weights: Watched, calibration: Calibration, batches: int, take: Callable[[str, Tensor], None]
 ) -> tuple[float, int]:

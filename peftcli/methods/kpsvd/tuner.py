@@ -104,11 +104,7 @@ class Method(contract.Method):
             check_kind(layer)
         weights = packed.Weights(layers)
         start.check(weights)
-        others = packed.shared(model)
-        alone = {
-            name: layer if packed.is_packed(layer) or id(layer.weight) in others else layer.weight
-            for name, layer in layers.items()
-        }
+        alone = gradients.watched(model, layers)
         with torch.no_grad():
             starts = start.find(self._source(model, weights, alone, calibration), config)
         if not self._measures or calibration is None:

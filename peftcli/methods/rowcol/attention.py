@@ -54,8 +54,8 @@ def joint(given: Projections, heads: int, width: int, C_DD: Tensor | None) -> Pr
     Returns:
         The smaller ones, in float64. The scale of the logits stays that of S.
     """
-    q_GSD, k_GSD, v_GSD = (m.detach().double().unflatten(0, (heads, -1)) for m in (given.q, given.k, given.v))
-    o_GDS = given.o.detach().double().unflatten(1, (heads, -1)).transpose(0, 1)
+    q_GSD, k_GSD, v_GSD = (maths.wide(m).unflatten(0, (heads, -1)) for m in (given.q, given.k, given.v))
+    o_GDS = maths.wide(given.o).unflatten(1, (heads, -1)).transpose(0, 1)
     bias_GS1 = _bias(given.q_bias, given.q).unflatten(0, (heads, -1))[..., None]
     L_DD = torch.eye(q_GSD.shape[-1], dtype=torch.float64, device=q_GSD.device) if C_DD is None else maths.root(C_DD)
     whole_EE = torch.block_diag(L_DD, L_DD.new_ones(1, 1))  # a bias is the weight of an input that is always 1
@@ -87,8 +87,8 @@ def product(a_GSE: Tensor, b_GSD: Tensor, La_EE: Tensor, Lb_DD: Tensor, width: i
 
 def energies(given: Projections, heads: int, C_DD: Tensor | None) -> tuple[Tensor, Tensor]:
     """Squared singular values [S] of the q-k and of the v-o products, summed over heads, falling."""
-    q_GSD, k_GSD, v_GSD = (m.detach().double().unflatten(0, (heads, -1)) for m in (given.q, given.k, given.v))
-    o_GDS = given.o.detach().double().unflatten(1, (heads, -1)).transpose(0, 1)
+    q_GSD, k_GSD, v_GSD = (maths.wide(m).unflatten(0, (heads, -1)) for m in (given.q, given.k, given.v))
+    o_GDS = maths.wide(given.o).unflatten(1, (heads, -1)).transpose(0, 1)
     L_DD = torch.eye(q_GSD.shape[-1], dtype=torch.float64, device=q_GSD.device) if C_DD is None else maths.root(C_DD)
     width = q_GSD.shape[1]
     qk = _pair(q_GSD @ L_DD, k_GSD @ L_DD, width)[1]
@@ -112,4 +112,4 @@ def _pair(a_GSE: Tensor, b_GSD: Tensor, width: int) -> tuple[Tensor, Tensor, Ten
 
 
 def _bias(bias: Tensor | None, weight: Tensor) -> Tensor:
-    return weight.new_zeros(len(weight)).double() if bias is None else bias.detach().double()
+    return weight.new_zeros(len(weight)).double() if bias is None else maths.wide(bias)

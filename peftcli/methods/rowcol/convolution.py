@@ -22,6 +22,7 @@ def patches(x_BIXY: Tensor, layer: nn.Conv2d) -> Tensor:
     if layer.kernel_size == (1, 1) and layer.padding == (0, 0):
         down, across = layer.stride
         return x_BIXY[:, :, ::down, ::across].movedim(1, -1).flatten(0, -2)
+    assert not isinstance(layer.padding, str)
     found_BDN = functional.unfold(x_BIXY, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
     return found_BDN.transpose(1, 2).flatten(0, 1)
 
@@ -50,7 +51,7 @@ def tucker2(W_OIHV: Tensor, inputs: int, outputs: int, sweeps: int = 10) -> tupl
         outputs: Q, channels between the second and the third; at most H V P are of use.
         sweeps: Turns.
     """
-    W_OIHV = W_OIHV.detach().double()
+    W_OIHV = maths.wide(W_OIHV)
     V_IP = maths.leading(W_OIHV.transpose(0, 1).flatten(1), inputs)[0]
     U_OQ = maths.leading(W_OIHV.flatten(1), outputs)[0]
     for _ in range(sweeps if inputs < W_OIHV.shape[1] or outputs < len(W_OIHV) else 0):

@@ -49,6 +49,16 @@ class Factors:
         return Factors(self.expand * scale_K, self.reduce / scale_K[:, None])
 
 
+def wide(tensor: Tensor) -> Tensor:
+    """The tensor in float64 and out of the graph."""
+    return tensor.detach().to(place(tensor.device)).double()
+
+
+def place(device: torch.device) -> torch.device:
+    """Where to compute in float64: on this device, but for Apple's GPUs, which do not know it."""
+    return torch.device("cpu") if device.type == "mps" else device
+
+
 def projector(basis_OK: Tensor) -> Tensor:
     """The orthogonal projector [O, O] onto the span of orthonormal columns."""
     return basis_OK @ basis_OK.mT
@@ -59,7 +69,7 @@ def leading(W_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
 
     Of a large matrix few are found by a randomised method, the same ones at every call.
     """
-    W_OI = W_OI.detach().double()
+    W_OI = wide(W_OI)
     side = min(W_OI.shape)
     rank = min(rank, side)
     if side <= EXACT or rank * FEW >= side:
@@ -85,14 +95,14 @@ def input_basis(C_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
 
 def output_basis(W_OI: Tensor, C_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The same of the outputs without bias, whose second moment is W C Wᵀ: U [O, K], and energies [K]."""
-    W_OI = W_OI.detach().double()
+    W_OI = wide(W_OI)
     U_OK, energy_K, _ = leading(W_OI @ C_II.double() @ W_OI.mT, rank)
     return U_OK, energy_K
 
 
 def root(C_II: Tensor) -> Tensor:
     """L [I, I] with C = L Lᵀ. A direction that C lacks gets a negligible length, so the weight decides about it."""
-    energy_I, Q_II = torch.linalg.eigh(C_II.detach().double())
+    energy_I, Q_II = torch.linalg.eigh(wide(C_II))
     return Q_II * energy_I.clamp_min(NEGLIGIBLE * float(energy_I[-1].clamp_min(0))).sqrt()
 
 
@@ -110,17 +120,17 @@ def truncated(W_OI: Tensor, C_II: Tensor | None, rank: int) -> Factors:
         rank: K; from min(O, I) on W' is W.
     """
     U_OK = torch.linalg.svd(_seen(W_OI, C_II), full_matrices=False)[0][:, :rank]
-    return Factors(U_OK, U_OK.mT @ W_OI.detach().double())
+    return Factors(U_OK, U_OK.mT @ wide(W_OI))
 
 
 def error(W_OI: Tensor, other_OI: Tensor, C_II: Tensor | None = None) -> float:
     """The root of E|(W - W') x|², or of |W - W'|² without C."""
-    D_OI = W_OI.detach().double() - other_OI.detach().double()
+    D_OI = wide(W_OI) - wide(other_OI)
     return float(((D_OI if C_II is None else D_OI @ C_II.double()) * D_OI).sum().clamp_min(0).sqrt())
 
 
 def _seen(W_OI: Tensor, C_II: Tensor | None) -> Tensor:
-    W_OI = W_OI.detach().double()
+    W_OI = wide(W_OI)
     return W_OI if C_II is None else W_OI @ root(C_II)
 
 

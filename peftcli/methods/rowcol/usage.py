@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from peftcli.methods.rowcol.maths import rank_for
+from peftcli.methods.rowcol.maths import rank_for, wide
 
 EPS = 1e-2
 """Share of the energy that may lie outside of the used space."""
@@ -59,7 +59,7 @@ def measure(W_OI: Tensor, C_II: Tensor, eps: float = EPS) -> Usage:
         C_II: Second moment of its inputs.
         eps: Share of the energy that may lie outside.
     """
-    W_OI, C_II = W_OI.detach().double(), C_II.double()
+    W_OI, C_II = wide(W_OI), wide(C_II)
     row, column = (
         rank_for(torch.linalg.eigvalsh(M).flip(0).clamp_min(0).tolist(), 1 - eps) for M in (C_II, W_OI @ C_II @ W_OI.mT)
     )

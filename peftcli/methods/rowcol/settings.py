@@ -1,0 +1,46 @@
+"""What a recipe may say about row and column spaces."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class Settings:
+    """Row and column spaces: an adapter inside them, or one matrix used through both."""
+
+    name: Literal["rowcol"] = "rowcol"
+    """The method."""
+    mode: Literal["adapter", "tie"] = "adapter"
+    """`adapter` trains a small core between two frozen bases, W + U R Vᵀ; `tie` makes one matrix do for two maps, W on
+    the way in and Wᵀ on the way out, and trains the model as a whole."""
+    targets: list[str] = field(default_factory=list)
+    """Roles (`attention.q`, `mlp`, `all`) or module names to adapt; with mode=tie the parts to tie, of `attention`,
+    `mlp`, `conv` and, for ResNet, `stage`. Empty takes the family's usual ones."""
+    basis: Literal["data", "weight", "gradient"] = "data"
+    """Where the bases come from: what goes into a module and what it puts out on calibration rows, its weight alone, or
+    the gradient of its weight on calibration rows."""
+    rank: int | Literal["auto"] = 32
+    """Directions of each module's two bases, or auto: by `energy` or by `budget`. A core has rank x rank numbers."""
+    alpha: float | None = None
+    """Scale of the change: alpha / rank; null is a scale of 1."""
+    energy: float | None = None
+    """With rank=auto: the fewest directions that hold this share of the energy on either side of a module."""
+    budget: int | None = None
+    """With rank=auto: trained numbers of all cores together, spent where they hold most by `worth`."""
+    worth: Literal["energy", "sensitivity"] = "energy"
+    """With `budget`, what a direction is worth: its share of its module's energy, or how fast the loss on calibration
+    rows falls at first as the core learns (the squared gradient of its numbers)."""
+    min_rank: int = 1
+    """Fewest directions of a module with rank=auto."""
+    max_rank: int = 64
+    """Most directions of a module with rank=auto."""
+    calibration_batches: int = 8
+    """Training batches that are looked at for bases and ranks."""
+    save_dtype: Literal["float32", "bfloat16"] = "float32"
+    """Type of the saved bases; cores are float32. With bfloat16 the bases are such numbers from the start."""
+    layout: Literal["base", "halvit"] = "base"
+    """With mode=tie: the base with its weights tied, or the ResNet of the paper (HaLViT), begun from random weights."""
+    diagonal: bool = False
+    """With mode=tie: a trained factor for each unit between the two uses of a matrix, which gives it its sign back."""
