@@ -32,3 +32,10 @@ def register_with_peft() -> None:
     for module in catalog.methods().values():
         if row := getattr(import_module(f"{module}.tuner"), "PEFT_TYPE", None):
             register(row)
+
+
+def register_with_transformers() -> None:
+    """Tell Transformers' Auto classes about compact models (`compact_vit`, ...): `from_pretrained` reads them then."""
+    from peftcli.models.compact import registered
+
+    registered.register_all()

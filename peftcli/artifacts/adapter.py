@@ -20,6 +20,7 @@ from peftcli.artifacts.lineage import digests
 from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
 from peftcli.models import packed
 from peftcli.models.checkpoint import quiet
+from peftcli.models.compact import registered
 from peftcli.models.image_reader import ImageReader
 
 CONFIG, WEIGHTS, LINEAGE = "adapter_config.json", "adapter_model.safetensors", "lineage.json"
@@ -221,6 +222,7 @@ def load_model(kind: type[PreTrainedModel], folder: Path, **arguments: Any) -> P
     check_safe(folder, "*.safetensors")
     for part in folder.glob("*.safetensors"):
         tensor_names(part)
+    registered.know(json.loads((folder / "config.json").read_text(encoding="utf-8")))
     with quiet():
         both: Any = kind.from_pretrained(
             str(folder), output_loading_info=True, use_safetensors=True, trust_remote_code=False, **arguments

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from peftcli.config.errors import UserError, unknown
 from peftcli.models import llama, mamba, resnet, vit
-from peftcli.models.family import Family
+from peftcli.models.family import COMPACT, Family
 
 FAMILIES: tuple[Family, ...] = (llama.FAMILY, mamba.FAMILY, vit.FAMILY, resnet.FAMILY)
 
@@ -16,7 +16,7 @@ def find(name: str) -> Family:
         UserError: No family has that name or model type.
     """
     for family in FAMILIES:
-        if name == family.name or name in family.model_types:
+        if name == family.name or name.removeprefix(COMPACT) in family.model_types:
             return family
     known = {family.name for family in FAMILIES} | {t for family in FAMILIES for t in family.model_types}
     raise UserError(unknown("model family", name, known))

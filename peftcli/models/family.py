@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass, field
 
+COMPACT = "compact_"
+"""Before the model type of one that was rebuilt smaller; it keeps its family."""
+
 
 @dataclass(frozen=True)
 class Family:

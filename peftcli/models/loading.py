@@ -164,10 +164,13 @@ def _family(config: ModelConfig, model_type: str) -> Family:
 
 def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTrainedConfig:
     """The checkpoint's configuration, from `model.shape` where that is enough."""
-    from transformers import CONFIG_MAPPING, AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+
+    from peftcli.models.compact import registered
 
     given = dict(config.shape)
     if from_shape and given:
+        registered.know(given)
         model_type = given.pop("model_type", None)
         if model_type not in CONFIG_MAPPING:
             raise UserError(unknown("model.shape.model_type", str(model_type), CONFIG_MAPPING.keys()))
@@ -177,6 +180,8 @@ def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTra
                 raise UserError(*(unknown("key of model.shape", key, usual.to_dict()) for key in strange))
             return AutoConfig.for_model(model_type, **given)
     with plain_errors(config):
+        known, _ = PreTrainedConfig.get_config_dict(folder or config.name, **where(config, folder))
+        registered.know(known)
         shape = AutoConfig.from_pretrained(folder or config.name, **where(config, folder))
     differing = {key: value for key, value in given.items() if getattr(shape, key, value) != value}
     if differing:

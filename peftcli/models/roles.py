@@ -9,6 +9,7 @@ from functools import cache
 from torch import nn
 
 from peftcli.config.errors import CheckFailed, nearest
+from peftcli.models.compact.layers import Factored
 from peftcli.models.family import Family
 
 ALL = "all"
@@ -36,7 +37,14 @@ def resolve(model: nn.Module, family: Family, targets: Iterable[str]) -> list[st
             what = f"target {target!r} matches no module of the model"
             raise CheckFailed("dead-target", what, _hint(names, family, target))
         chosen |= found
+    chosen = {leaf for name in chosen for leaf in _layers(model, name)}
     return [name for name in names if name in chosen]
+
+
+def _layers(model: nn.Module, name: str) -> list[str]:
+    """The module itself, or in a compact model the smaller layers that stand in its place."""
+    module = model.get_submodule(name)
+    return [f"{name}.{child}" for child, _ in module.named_children()] if isinstance(module, Factored) else [name]
 
 
 def role_of(name: str, family: Family) -> str:

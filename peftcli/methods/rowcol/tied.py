@@ -1,0 +1,117 @@
+"""The mode `tie`: a pretrained model whose maps share matrices in pairs, or the paper's ResNet from the start.
+
+All of the model is trained. Tying keeps half of the weights of what is tied, and every multiplication: it saves memory
+and not arithmetic.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from peftcli.config.errors import Mistake, UserError
+from peftcli.methods import contract
+from peftcli.methods.contract import Calibration
+from peftcli.methods.rowcol import pairs
+from peftcli.methods.rowcol.pairs import Group
+from peftcli.methods.rowcol.settings import Settings
+from peftcli.models.compact import halvit
+from peftcli.models.compact.registered import compacted, model_class
+from peftcli.models.family import Family
+
+TIED_STAGES = 2
+"""The last stages of the paper's ResNet share their matrices."""
+
+
+class Tie(contract.Method):
+    """Ties a model's weights and trains it whole."""
+
+    capabilities = contract.Capabilities(
+        merges=False,
+        unloads=False,
+        several_adapters=False,
+        identity_at_start=False,
+        layers=frozenset({"linear", "conv2d"}),
+    )
+    saves = "model"
+    settings: Settings
+
+    def __init__(self, settings: Settings):
+        super().__init__(settings)
+        self._errors: dict[str, float] = {}
+
+    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> nn.Module:
+        """See the contract.
+
+        Raises:
+            UserError: What `pairs.find` says; with `layout: halvit`, the base is no ResNet of bottlenecks.
+        """
+        model = self._laid_out(model) if self.settings.layout == "halvit" else self._converted(model, family)
+        for parameter in model.parameters():
+            if parameter.is_floating_point():
+                parameter.data = parameter.data.float()
+                parameter.requires_grad_(True)
+        return model
+
+    def _laid_out(self, model: Any) -> nn.Module:
+        config = model.config
+        if config.model_type != "resnet" or config.layer_type != "bottleneck":
+            what = f"method.layout=halvit is a ResNet of bottlenecks, and the base is a {config.model_type}"
+            raise UserError(Mistake(what, "method.layout", hint="model=resnet50, or method.layout=base"))
+        stages = [f"{model.base_model_prefix}.encoder.stages.{place}" for place in range(len(config.depths))]
+        kind, place = model_class(type(model)), next(model.parameters()).device
+        drawn = type(config)(**config.to_dict())
+        drawn.__class__ = kind.config_class
+        drawn.parts = {name: {"kind": "halvit"} for name in stages[-TIED_STAGES:]}
+        with torch.device(place):
+            new: Any = kind(drawn)
+        for weight in halvit.shared_matrices(new):
+            nn.init.xavier_normal_(weight)
+        self.notes.append("method.layout=halvit takes the base's shape alone: every weight is drawn anew")
+        return new  # type: ignore[no-any-return]
+
+    def _converted(self, model: Any, family: Family) -> nn.Module:
+        groups, left_out = pairs.find(model, family, self.settings.targets)
+        old = {name: model.get_submodule(name) for group in groups for name in group.names}
+        real = not next(iter(old.values())).weight.is_meta
+        fillings = [pairs.fill(model, group, self.settings.diagonal) for group in groups] if real else []
+        parts = {
+            use.name: {
+                "kind": "tied",
+                "to": group.source,
+                "transposed": use.transposed,
+                "diagonal": self.settings.diagonal and use.transposed,
+            }
+            for group in groups
+            for use in group.uses
+        }
+        model = compacted(model, parts)
+        with torch.no_grad():
+            for group, filling in zip(groups, fillings, strict=False):
+                filling.put(model, group, old)
+                self._errors[group.source] = filling.error
+        self._note(groups, left_out)
+        return model  # type: ignore[no-any-return]
+
+    def _note(self, groups: list[Group], left_out: dict[str, str]) -> None:
+        for kind in dict.fromkeys(group.kind for group in groups):
+            found = [group for group in groups if group.kind == kind]
+            errors = [self._errors[group.source] for group in found if group.source in self._errors]
+            uses = sum(len(group.uses) for group in found)
+            said = f"{kind}: {uses} maps use the matrices of {len(found)} others"
+            if errors:
+                said += f", and differ from them by {sum(errors) / len(errors):.0%} before (0 % are tied already)"
+            self.notes.append(said)
+        if left_out:
+            self.notes.append("not tied: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
+
+    def figures(self, model: nn.Module) -> list[dict[str, Any]]:
+        """How far the tied maps were from each other."""
+        if not self._errors:
+            return []
+        labels = {"x": "tied pair, from input to output", "y": "|W1 - W2ᵀ| / sqrt(|W1|² + |W2|²)"}
+        errors = list(self._errors.values())
+        title = "Difference of tied maps before training"
+        return [{"title": title, "x": list(range(len(errors))), "y": [errors], "labels": labels}]
