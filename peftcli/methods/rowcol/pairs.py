@@ -51,13 +51,13 @@ class Group:
         kind: The part of the model.
         source: The layer that keeps the matrix.
         uses: The others.
-        gate: Of a gated MLP its gate, for which `source` is linear up to `uses`.
+        gated: Whether it is an MLP with a gate, so that nothing but a product stands between the two.
     """
 
     kind: str
     source: str
     uses: tuple[Use, ...]
-    gate: str | None = None
+    gated: bool = False
 
     @property
     def names(self) -> list[str]:
@@ -104,8 +104,8 @@ def _pairs(model: nn.Module, family: Family, part: str, left_out: dict[str, str]
             if why := _misfit(model, part, up, down):
                 left_out[down] = why
                 continue
-            gate = next((one for one in gates if _parent(one) == _parent(up)), None) if part == "mlp" else None
-            groups.append(Group(part, up, (Use(down, True),), gate))
+            gated = any(_parent(one) == _parent(up) for one in gates)
+            groups.append(Group(part, up, (Use(down, True),), gated))
     return groups
 
 
@@ -206,16 +206,14 @@ def fill(model: Any, group: Group, diagonal: bool) -> Filling:
 def _rescale(model: Any, group: Group, up_HD: Tensor, others: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
     """Make the sides of each pair equally long: `others` in place, and factors of the source and of BatchNorms.
 
-    A ReLU lets a unit's size move from one side to the other, a gated MLP its sign too; in a bottleneck the BatchNorm
+    A ReLU lets a unit's size move from one side to the other, and so does a gated MLP; in a bottleneck the BatchNorm
     before the widening convolution takes up what is divided out of that.
     """
     scale_H, norms = torch.ones(len(up_HD), dtype=torch.float64, device=up_HD.device), {}
     relu = getattr(model.config, "hidden_act", "") == "relu"
-    if group.kind == "mlp" and (relu or group.gate):
+    if group.kind == "mlp" and (relu or group.gated):
         down = group.uses[0].name
         scale_H = tying.balance(up_HD, others[down])
-        if group.gate:
-            scale_H = scale_H * torch.where((up_HD * others[down].mT).sum(1) < 0, -1.0, 1.0)
         others[down] = others[down] / scale_H
     if group.kind in ("conv", "stage") and relu:
         for use in group.uses:

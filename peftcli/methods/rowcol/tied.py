@@ -21,6 +21,8 @@ from peftcli.models.compact import halvit
 from peftcli.models.compact.registered import compacted, model_class
 from peftcli.models.family import Family
 
+UNUSED = "mask_token"
+"""DINOv2 uses it in its own pre-training alone."""
 TIED_STAGES = 2
 """The last stages of the paper's ResNet share their matrices."""
 
@@ -49,10 +51,10 @@ class Tie(contract.Method):
             UserError: What `pairs.find` says; with `layout: halvit`, the base is no ResNet of bottlenecks.
         """
         model = self._laid_out(model) if self.settings.layout == "halvit" else self._converted(model, family)
-        for parameter in model.parameters():
+        for name, parameter in model.named_parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.float()
-                parameter.requires_grad_(True)
+                parameter.requires_grad_(not name.endswith(UNUSED))
         return model
 
     def _laid_out(self, model: Any) -> nn.Module:
@@ -61,7 +63,7 @@ class Tie(contract.Method):
             what = f"method.layout=halvit is a ResNet of bottlenecks, and the base is a {config.model_type}"
             raise UserError(Mistake(what, "method.layout", hint="model=resnet50, or method.layout=base"))
         stages = [f"{model.base_model_prefix}.encoder.stages.{place}" for place in range(len(config.depths))]
-        kind, place = model_class(type(model)), next(model.parameters()).device
+        kind, place = model_class(model.__class__), next(model.parameters()).device
         drawn = type(config)(**config.to_dict())
         drawn.__class__ = kind.config_class
         drawn.parts = {name: {"kind": "halvit"} for name in stages[-TIED_STAGES:]}

@@ -53,7 +53,7 @@ def lay_out(stage: Any, config: Any) -> None:
         for place in range(depth)
     ]
     if stride != 1:
-        blocks[0].shortcut = nn.Sequential(
+        blocks[0].shortcut = nn.Sequential(  # type: ignore[assignment]  # Transformers knows two kinds
             OrderedDict(
                 convolution=nn.Conv2d(outputs, outputs, 3, stride, 1, groups=outputs, bias=False),
                 normalization=nn.BatchNorm2d(outputs),

@@ -59,22 +59,23 @@ def _factors(model: Any, layer: Any, part: Part) -> nn.Module:
         return Factored(OrderedDict(reduce=reduce, expand=nn.Linear(ranks[0], layer.out_features, bias=bias, **made)))
     if not isinstance(layer, nn.Conv2d) or len(ranks) > 2 or layer.groups > 1:
         raise UserError(Mistake(f"a {type(layer).__name__} cannot be factors of ranks {ranks}"))
-    window = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
+    window: dict[str, Any] = {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
     expand = nn.Conv2d(ranks[-1], layer.out_channels, 1, bias=bias, **made)
     if len(ranks) == 1:
         reduce = nn.Conv2d(layer.in_channels, ranks[0], bias=False, **window, **made)
         return Factored(OrderedDict(reduce=reduce, expand=expand))
     reduce = nn.Conv2d(layer.in_channels, ranks[0], 1, bias=False, **made)
-    core = nn.Conv2d(*ranks, bias=False, **window, **made)
+    core = nn.Conv2d(ranks[0], ranks[1], bias=False, **window, **made)
     return Factored(OrderedDict(reduce=reduce, core=core, expand=expand))
 
 
 def _heads(model: Any, attention: Any, part: Part) -> nn.Module:
-    projections = [getattr(attention, f"{one}_proj", None) for one in "qkvo"]
+    projections: list[Any] = [getattr(attention, f"{one}_proj", None) for one in "qkvo"]
     if not all(isinstance(one, nn.Linear) for one in projections) or hasattr(attention, "rotary_emb"):
         raise UserError(Mistake(f"a {type(attention).__name__} has no heads that can be made narrower"))
     q, k, v, o = projections
-    heads, made = q.out_features // attention.head_dim, {"device": q.weight.device, "dtype": q.weight.dtype}
+    heads = q.out_features // attention.head_dim
+    made: dict[str, Any] = {"device": q.weight.device, "dtype": q.weight.dtype}
     inner = heads * part["width"]
     # A bias of k adds the same to every logit of a row, and one of v goes through into o's.
     has_bias = o.bias is not None or v.bias is not None
@@ -92,6 +93,8 @@ def _heads(model: Any, attention: Any, part: Part) -> nn.Module:
 
 def _tied(model: Any, layer: Any, part: Part) -> nn.Module:
     source = model.get_submodule(part["to"])
+    if not hasattr(source, "weight"):
+        raise UserError(Mistake(f"{part['to']} has no weight of its own that another layer could use"))
     new = tied(layer, source, part["transposed"], part["diagonal"])
     if new.weight.shape != layer.weight.shape:
         what = f"a weight of {list(source.weight.shape)} cannot do for one of {list(layer.weight.shape)}"

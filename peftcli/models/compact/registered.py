@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
-from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoConfig
 
 from peftcli.models import families
 from peftcli.models.compact.parts import Parts, build
@@ -18,25 +18,24 @@ from peftcli.models.family import COMPACT
 
 
 @cache
-def config_class(base: type[PreTrainedConfig]) -> type[PreTrainedConfig]:
+def config_class(base: Any) -> Any:
     """The configuration class of compact models of a type; it has `parts` beside the base's fields."""
     made = {"model_type": COMPACT + base.model_type, "parts": {}, "__module__": __name__}
     return type(f"Compact{base.__name__}", (base,), made)
 
 
 @cache
-def model_class(base: type[PreTrainedModel]) -> type[PreTrainedModel]:
+def model_class(base: Any) -> Any:
     """The class of compact models of a class of Transformers'."""
 
     def __init__(self: Any, config: Any, *args: Any, **kwargs: Any) -> None:
-        super(made, self).__init__(config, *args, **kwargs)
+        base.__init__(self, config, *args, **kwargs)
         build(self, config.parts)
         self.post_init()
 
     kind = config_class(base.config_class)
     inside = {"__init__": __init__, "config_class": kind, "__module__": __name__}
-    made = type(f"Compact{base.__name__}", (base,), inside)
-    return made
+    return type(f"Compact{base.__name__}", (base,), inside)
 
 
 def compacted(model: Any, parts: Parts) -> Any:
@@ -48,8 +47,8 @@ def compacted(model: Any, parts: Parts) -> Any:
     """
     build(model, parts)
     if not model.config.model_type.startswith(COMPACT):
-        model.config.__class__ = config_class(type(model.config))
-        model.__class__ = model_class(type(model))
+        model.config.__class__ = config_class(model.config.__class__)
+        model.__class__ = model_class(model.__class__)
     model.config.parts = {**model.config.parts, **parts}
     return model
 
@@ -64,7 +63,7 @@ def register(model_type: str) -> None:
     from peftcli.models import mamba_gaps
 
     mamba_gaps.fill()
-    base = CONFIG_MAPPING[model_type.removeprefix(COMPACT)]
+    base: Any = CONFIG_MAPPING[model_type.removeprefix(COMPACT)]
     kind = config_class(base)
     AutoConfig.register(kind.model_type, kind, exist_ok=True)
     for auto in _auto_classes():
