@@ -72,7 +72,7 @@ def leading(W_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
     W_OI = wide(W_OI)
     side = min(W_OI.shape)
     rank = min(rank, side)
-    if side <= EXACT or rank * FEW >= side:
+    if _whole(rank, side):
         U_OK, sigma_K, V_KI = torch.linalg.svd(W_OI, full_matrices=False)
         V_IK = V_KI.mT
     else:
@@ -80,24 +80,37 @@ def leading(W_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, Tensor]:
             torch.manual_seed(0)
             U_OK, sigma_K, V_IK = torch.svd_lowrank(W_OI, rank + EXTRA, ITERATIONS)
     U_OK, sigma_K, V_IK = U_OK[:, :rank], sigma_K[:rank], V_IK[:, :rank]
-    sign_K = torch.where(U_OK.gather(0, U_OK.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
+    sign_K = _signs(U_OK)
     return U_OK * sign_K, sigma_K, V_IK * sign_K
 
 
 def input_basis(C_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The directions that most of the inputs' energy lies in: V [I, K] orthonormal, and their energies [K], falling.
 
-    Source: the input interaction subspace of Garg et al., arXiv 2407.04797, here as eigenvectors of C.
+    Source: the input interaction subspace of Garg et al., arXiv 2407.04797, here as eigenvectors of C. Found as in
+    `leading`.
     """
-    V_IK, energy_K, _ = leading(C_II, rank)
-    return V_IK, energy_K
+    C_II = wide(C_II)
+    if not _whole(rank, len(C_II)):
+        V_IK, energy_K, _ = leading(C_II, rank)
+        return V_IK, energy_K
+    energy_I, V_II = torch.linalg.eigh(C_II)
+    V_IK = V_II.flip(1)[:, :rank]
+    return V_IK * _signs(V_IK), energy_I.flip(0)[:rank].clamp_min(0)
+
+
+def _whole(rank: int, side: int) -> bool:
+    return side <= EXACT or rank * FEW >= side
+
+
+def _signs(U_OK: Tensor) -> Tensor:
+    return torch.where(U_OK.gather(0, U_OK.abs().argmax(0, keepdim=True)) < 0, -1.0, 1.0)
 
 
 def output_basis(W_OI: Tensor, C_II: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """The same of the outputs without bias, whose second moment is W C Wᵀ: U [O, K], and energies [K]."""
     W_OI = wide(W_OI)
-    U_OK, energy_K, _ = leading(W_OI @ C_II.double() @ W_OI.mT, rank)
-    return U_OK, energy_K
+    return input_basis(W_OI @ C_II.double() @ W_OI.mT, rank)
 
 
 def root(C_II: Tensor) -> Tensor:

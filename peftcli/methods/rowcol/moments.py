@@ -25,7 +25,7 @@ from peftcli.models import packed
 
 TOGETHER = 2**27
 """Numbers of the moments that are summed in one pass over the batches; they take 1 GB."""
-POSITIONS = 2**14
+POSITIONS = 2**12
 """Positions of a batch that are looked at in a layer, at most."""
 
 
