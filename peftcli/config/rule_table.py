@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+from peftcli.config.schema import AugmentConfig
 
 METRICS = {
     "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
@@ -53,6 +55,18 @@ RULES = (
         lambda streaming, grouped: streaming and grouped,
         "data.streaming and training.group_by_length do not go together: lengths are not known beforehand",
         "add training.group_by_length=false",
+    ),
+    Rule(
+        ("data.where",),
+        lambda where: any(not isinstance(columns, dict) for columns in where.values()),
+        "data.where names no column of a split",
+        "for example data.where={train: {cell: mono}}",
+    ),
+    Rule(
+        ("data.where", "data.streaming"),
+        lambda where, streaming: streaming and "train" in where,
+        "data.where and data.streaming do not go together: training rows that are streamed are all used",
+        "remove data.where.train, or add data.streaming=false",
     ),
     Rule(
         ("data.source", "data.files"),
@@ -132,6 +146,24 @@ RULES = (
         lambda tokens, task: task == "images" and tokens is not None,
         "training.batch_tokens counts tokens, and a picture has none",
         "give training.batch_size a number of pictures",
+    ),
+    Rule(
+        ("training.cache_features", "task.type"),
+        lambda cached, task: cached is True and task != "images",
+        "training.cache_features is for pictures: what a frozen part makes of a text depends on the batch's padding",
+        "add training.cache_features=auto",
+    ),
+    Rule(
+        ("training.cache_features", "task.augment"),
+        lambda cached, augment: cached is True and replace(augment, randaugment_strength=9.0) != AugmentConfig(),
+        "training.cache_features keeps what the model makes of each picture, and task.augment changes them all the time",
+        "add training.cache_features=auto, or remove task.augment",
+    ),
+    Rule(
+        ("training.cache_features", "launch.processes"),
+        lambda cached, processes: cached is True and processes > 1,
+        "training.cache_features is for one process: each of several would keep all pictures",
+        "add training.cache_features=auto, or launch.processes=1",
     ),
     Rule(
         ("task.positive", "task.multilabel"),

@@ -88,7 +88,7 @@ def _content(run: Record) -> dict[str, Any]:
         "cost": list(_cost(report)),
         "checks": checks,
         "meanings": CHECKS,
-        "glosses": quality.GLOSSES,
+        "glosses": quality.glosses(report),
         "failed": sum(not check.get("passed") for check in checks),
         "figures": figures.training(run.steps, run.validations),
         "method_figures": figures.method(report.get("figures") or []),

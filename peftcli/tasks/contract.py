@@ -123,6 +123,7 @@ class Task(ABC):
         labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
         image_size: Side in pixels of the pictures, where the recipe gives one.
         workers: Threads that make batches ahead of the step; 0 where there is nothing to make.
+        repeats: Whether a row gives the model the same input in every epoch.
         notes: What it leaves out of its measurements, and why.
         shots: Training rows as text, to stand before each prompt; known after `fit` or set from a saved run.
     """
@@ -130,6 +131,7 @@ class Task(ABC):
     architecture: Literal["causal-lm", "sequence-classification", "image-classification"] = "causal-lm"
     image_size: int | None = None
     workers: int = 0
+    repeats: bool = True
     needed: list[str]
     asked: list[str]
     labels: list[str] | None = None
@@ -141,6 +143,10 @@ class Task(ABC):
         self.config, self.seed = config, seed
         self.shots: list[str] = []
         self._tokens: Tokens | None = None
+
+    def recall(self, lineage: Mapping[str, Any]) -> None:
+        """Take from a saved run's lineage what `fit` and `settle` found out."""
+        self.labels, self.shots = lineage.get("labels"), lineage.get("shots") or []
 
     def reader(self, model: ModelConfig) -> Any:
         """What turns rows into numbers: the model's tokenizer, here and below called so also where it reads pictures;
@@ -268,6 +274,12 @@ class Task(ABC):
             precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
             generate: Also decode and give examples, which is slow for generation.
         """
+
+    def settle(
+        self, model: nn.Module, encoded: Encoded, tokenizer: Any, *, batch_size: int, device: Any, precision: str
+    ) -> None:
+        """Fix on the validation split what the trained model's answers still need. Arguments as in `evaluate`."""
+        return
 
     def protocol(self) -> dict[str, Any]:
         """How answers are asked for and judged, for whoever reads the numbers; empty where the task's name says it."""

@@ -75,6 +75,10 @@ class Feed(_Micro):
         self.encoded, self.sampler, self.rank, self.world = encoded, sampler, rank, world
         self.steps_per_epoch = sampler.steps_per_epoch
 
+    def use(self, encoded: Encoded) -> None:
+        """Take the rows from here: the same ones in the same order, in another form."""
+        self.encoded = encoded
+
     def micro_batches(self, epoch: int, position: int) -> list[Batch]:
         """This process's share of the batch at a place, cut into micro-batches; at least one."""
         whole = self.sampler.batch(epoch, position)
@@ -103,6 +107,12 @@ class AheadFeed(Feed):
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
         self._made: OrderedDict[tuple[int, int], Future[list[Batch]]] = OrderedDict()
+
+    def use(self, encoded: Encoded) -> None:
+        """As `Feed.use`."""
+        super().use(encoded)
+        while self._made:
+            self._made.popitem()[1].cancel()
 
     def micro_batches(self, epoch: int, position: int) -> list[Batch]:
         """As `Feed.micro_batches`."""

@@ -123,6 +123,8 @@ def test_the_ends_of_a_range_are_allowed(override):
     [
         (["data.streaming=true"], "data.streaming needs training.max_steps"),
         (["data.streaming=true", "training.max_steps=9", "training.group_by_length=true"], "do not go together"),
+        (["data.where={train: mono}"], "names no column of a split"),
+        (["data.where.train.cell=mono", "data.streaming=true", "training.max_steps=9"], "that are streamed are all"),
         (["data.source=files", "data.name=null"], "names no file of the train split"),
         (["data.files.train=a.csv"], "data.source is not files"),
         (["data.source=hub", "data.name=null"], "data.name is missing"),

@@ -72,24 +72,27 @@ def fingerprint(pixels_HWC: np.ndarray) -> Print:
 
 
 def near(prints: list[Print]) -> list[Pair]:
+    """`pairs` as a list."""
+    return list(pairs(prints))
+
+
+def pairs(prints: list[Print]) -> Iterator[Pair]:
     """All pairs of pictures that are equal or nearly so, first < second, in order.
 
     Every hash is compared with every other: seconds for 50,000 pictures.
     """
     if not prints:
-        return []
+        return
     bits_N = np.array([one.bits for one in prints], np.uint64)
     digests_N = np.array([one.digest for one in prints], np.uint64)
     thumbnails = np.stack([one.thumbnail_SSC for one in prints])
-    pairs = []
     for first_P, second_P in _candidates(bits_N):
         same_P = digests_N[first_P] == digests_N[second_P]
         alike_P, worst_P = _compare(thumbnails[first_P], thumbnails[second_P])
         alike_P = np.where(same_P, 1.0, np.minimum(alike_P, 0.999))
         kept = np.flatnonzero(same_P | ((alike_P >= CLOSEST) & (worst_P <= WORST)))
         found = zip(first_P[kept].tolist(), second_P[kept].tolist(), alike_P[kept].tolist(), strict=True)
-        pairs += [Pair(first, second, round(similarity, 3)) for first, second, similarity in found]
-    return pairs
+        yield from (Pair(first, second, round(similarity, 3)) for first, second, similarity in found)
 
 
 def _candidates(bits_N: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:

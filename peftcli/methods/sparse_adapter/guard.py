@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from peftcli.methods.sparse_adapter import compaction
-
-LIVE = ("units", "down", "up")
+from peftcli.methods.sparse_adapter.layer import LIVE
 
 
 class Guard:
@@ -83,9 +82,7 @@ def live(model: Any, adapter: str) -> dict[str, Tensor]:
 def put_live(model: Any, adapter: str, masks: dict[str, Tensor]) -> None:
     """Give every module the masks that `live` gave, and no others."""
     for name, layer in compaction.layers(model, adapter):
-        for kind in LIVE:
-            if adapter in layer.of(f"live_{kind}"):
-                del layer.of(f"live_{kind}")[adapter]
+        layer.revive(adapter)
         found = {kind: masks[key] for kind in LIVE if (key := f"live/{kind}/{name}") in masks}
         if found:
             layer.prune(adapter, found)

@@ -153,7 +153,7 @@ class Method(contract.Method):
             self._prune(model, self._guard.level if self._guard.held else self.sparsity, None)
         before = survival.count(model, ADAPTER)
         for _, layer in list(compaction.layers(model, ADAPTER)):
-            if not layer.effective(ADAPTER)[1].any():  # what is left of it is a bias that nothing was to keep
+            if not layer.effective(ADAPTER)[2].any():  # what is left of it is a bias that nothing was to keep
                 layer.remove(ADAPTER)
         compaction.compact(model, ADAPTER)
         for _, layer in compaction.layers(model, ADAPTER):

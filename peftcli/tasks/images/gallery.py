@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from peftcli.config.errors import Mistake
 from peftcli.data.images import places
@@ -27,17 +28,22 @@ class Gallery(Encoded):
         place: Position in there of each row.
         pictures: The pictures themselves, as the source has them.
         originals: Give them with the rows even where pixels are kept: training cuts from them.
+        hidden: What the model's frozen beginning makes of each row, in place of pictures, [N, *].
     """
 
     pixels_NSSC: np.ndarray | None = None
     place: np.ndarray | None = None
     pictures: Rows | None = None
     originals: bool = False
+    hidden: Tensor | None = None
 
     def take(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """The rows at these positions, with `pixels` (uint8 [S, S, 3] or None) and, where asked for, `picture`."""
+        """The rows at these positions, with `pixels` (uint8 [S, S, 3] or None) and, where asked for, `picture`; or with
+        `hidden` alone."""
         chosen = list(indices)
         rows = self.rows.take(chosen)
+        if self.hidden is not None:
+            return [{**row, "hidden": self.hidden[at]} for row, at in zip(rows, chosen, strict=True)]
         assert self.place is not None
         assert self.pictures is not None
         for row, at in zip(rows, self.place[chosen].tolist(), strict=True):
