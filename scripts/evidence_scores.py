@@ -50,8 +50,8 @@ def scored(recipe: str, overrides: list[str], few: Few | None = None, measured: 
 
     Returns:
         `scores` and `truth` (1 where the picture has what is looked for) of the test rows in their order, `validation`
-        and `train` AUROC, `trained` parameters, `bytes` of the saved adapter, `notes` of the method, `seconds` of
-        attaching and training.
+        and `train` AUROC (of few rows only), `trained` parameters, `nonzero` ones of a sparse adapter's matrices,
+        `bytes` of the saved adapter, `notes` of the method, `seconds` of attaching and training.
     """
     from peftcli.tasks.contract import Evaluation
     from peftcli.training import closing, loop
@@ -69,12 +69,17 @@ def scored(recipe: str, overrides: list[str], few: Few | None = None, measured: 
             "scores": [round(score, 4) for score in scores],
             "truth": truth,
             "validation": auroc(*_scores(found, material.validation)),
-            "train": auroc(*_scores(found, job.feed.encoded)),
+            "train": auroc(*_scores(found, job.feed.encoded)) if few else None,
             "trained": count,
+            "nonzero": sum(int(p.count_nonzero()) for name, p in job.model.named_parameters() if _pruned(name, p)),
             "bytes": kept["bytes"],
             "notes": job.method.notes,
             "seconds": round(seconds, 2),
         }
+
+
+def _pruned(name: str, parameter: Any) -> bool:
+    return ".sparse_" in name and parameter.ndim == 2
 
 
 class _Data:

@@ -1,10 +1,10 @@
 """Draw pictures of surfaces, sound and defective: brushed metal, fabric and tiles with scratches, stains and dents.
 
-For trying a detector of defects where there is no camera. Every picture is drawn from its own number and a seed: the
-same command draws the same pictures, and no two of them are alike. Faint defects are among them on purpose.
+For trying a detector of defects where there is no camera. Each picture is drawn from its own number and a seed: the
+same command draws the same pictures, no two of them alike. Faint defects are among them on purpose. H, W pixels.
 
 Usage: python scripts/generate_defects.py FOLDER [--good 120] [--bad 60] [--new 20] [--seed 0]
-writes FOLDER/good, FOLDER/bad and, apart from them, the folder `new` beside FOLDER, whose names say nothing. H, W pixels.
+writes FOLDER/good, FOLDER/bad and, beside FOLDER, a folder `new` in which names say nothing; every third one is bad.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def draw(number: int, bad: bool, seed: int = 0, side: int = SIDE) -> Image.Image
     for _ in range(dice.integers(1, 3) if bad else 0):
         strength = dice.uniform(FAINT, CLEAR)
         light_HW3 = DEFECT[DEFECTS[dice.integers(len(DEFECTS))]](light_HW3, dice, strength)
-    down_HW, across_HW = np.mgrid[-1:1:side * 1j, -1:1:side * 1j]
+    down_HW, across_HW = np.mgrid[-1 : 1 : side * 1j, -1 : 1 : side * 1j]
     slope = dice.normal(0, 0.06, 2)
     lamp_HW = dice.uniform(0.85, 1.1) * (1 + slope[0] * down_HW + slope[1] * across_HW)
     noise_HW3 = dice.normal(0, 2.0, light_HW3.shape)
@@ -123,7 +123,7 @@ def main() -> None:
     for label, count in (("good", options.good), ("bad", options.bad)):
         for number in range(count):
             draw(number, label == "bad", options.seed).save(options.folder / label / f"{number:04}.jpg", quality=92)
-    for place in range(options.new):  # every third one is bad, and their numbers are those of no picture above
+    for place in range(options.new):  # with numbers of no picture above
         bad = place % 3 == 2
         number = place + (options.bad if bad else options.good)
         draw(number, bad, options.seed).save(new / f"{place:04}.jpg", quality=92)

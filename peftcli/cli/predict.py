@@ -81,7 +81,7 @@ def predict(
         place = {"predictions": rows} if output is None else {"output": str(output)}
         typer.echo(json.dumps(about | place, ensure_ascii=False, default=str))
     elif output is not None:
-        typer.echo(f"{len(rows):,} rows answered: {output}")
+        typer.echo(f"{len(rows):,} rows answered{_counted(tuned, rows)}: {output}")
     else:
         answers.write(rows, sys.stdout, kind)
     if pace and not as_json:
@@ -92,6 +92,12 @@ def _say_forced(tuned: Tuned) -> None:
     if tuned.forced_base:
         what = f"forced: {len(tuned.forced_base)} tensors of this base are not those that were trained on"
         typer.echo(what, err=True)
+
+
+def _counted(tuned: Tuned, rows: list[dict[str, Any]]) -> str:
+    """How many rows have each of two labels; empty where there are other answers."""
+    counts = {label: sum(row["predicted"] == label for row in rows) for label in tuned.task.labels or []}
+    return f" ({', '.join(f'{n:,} {label}' for label, n in counts.items())})" if len(counts) == 2 else ""
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from peftcli.config.schema import AugmentConfig
 
@@ -24,6 +24,9 @@ SCORED: dict[str, tuple[str, ...]] = {
     "sql": ("execution_match", *TEXTS),
 }
 """What each `task.scoring` measures on generated rows."""
+
+CHANGES = {name: off for name, off in vars(AugmentConfig()).items() if name != "randaugment_strength"}
+"""What changes a training picture, and the value that does not."""
 
 
 @dataclass(frozen=True)
@@ -154,9 +157,9 @@ RULES = (
         "add training.cache_features=auto",
     ),
     Rule(
-        ("training.cache_features", "task.augment"),
-        lambda cached, augment: cached is True and replace(augment, randaugment_strength=9.0) != AugmentConfig(),
-        "training.cache_features keeps what the model makes of each picture, and task.augment changes them all the time",
+        ("training.cache_features", *(f"task.augment.{name}" for name in CHANGES)),
+        lambda cached, *changes: cached is True and changes != tuple(CHANGES.values()),
+        "training.cache_features keeps what the model makes of each picture, and task.augment changes them each time",
         "add training.cache_features=auto, or remove task.augment",
     ),
     Rule(

@@ -106,8 +106,9 @@ class Method(ABC):
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after optimiser step `step` (counted from 1), with gradients still there."""
 
-    def measured(self, model: nn.Module, value: float, higher_is_better: bool) -> None:
-        """Called after each measurement of the validation split, before a checkpoint; `value` is the task's metric."""
+    def measured(self, model: nn.Module, value: float, higher_is_better: bool, rows: int = 0) -> None:
+        """Called after each measurement of the validation split, before a checkpoint; `value` is the task's metric on so
+        many rows, 0 where that is not known."""
 
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """A scalar added to the mean loss of every optimiser step, or None."""

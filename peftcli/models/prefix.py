@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -142,7 +143,7 @@ def _chain(calls: dict[str, _Call], blocks: list[str]) -> list[str]:
     Raises:
         Nowhere: Something else is done between them.
     """
-    for one, next_one in zip(blocks, blocks[1:], strict=False):
+    for one, next_one in pairwise(blocks):
         if calls[one].gave is not calls[next_one].read:
             raise Nowhere(f"{next_one} does not read what {one} puts out")
     makers = [name for name, call in calls.items() if call.gave is not None and call.gave is calls[blocks[0]].read]
@@ -216,7 +217,9 @@ def hidden(cut: Cut, pixels_BCSS: Tensor) -> Tensor:
     found: list[Tensor] = []
 
     def stop(module, args, kwargs):
-        found.append(_first(args, kwargs))
+        state = _first(args, kwargs)
+        assert state is not None
+        found.append(state)
         raise _Reached
 
     hook = cut.at.register_forward_pre_hook(stop, with_kwargs=True, prepend=True)

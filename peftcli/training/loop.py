@@ -317,7 +317,8 @@ class StageLoop:
         job.display.say(f"step {progress.step}: validation {shown}" + (", the best so far" if better else ""))
         if progress.stopped_early:
             job.display.say(f"stopped early: {patience} measurements without a better {job.task.best_metric}")
-        job.method.measured(job.model, value, job.task.higher_is_better)
+        rows = len(getattr(job.measure, "encoded", ()))
+        job.method.measured(job.model, value, job.task.higher_is_better, rows)
         job.say_notes()
 
     def _save(self) -> None:

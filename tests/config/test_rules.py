@@ -199,6 +199,9 @@ def test_the_ends_of_a_range_are_allowed(override):
         (["data.source=files", "data.files.train=[]"], "names no file of the train split"),
         (["schema_version=99"], "this program reads version 1"),
         (["schema_version=0"], "this program reads version 1"),
+        (["training.cache_features=true"], "training.cache_features is for pictures"),
+        ([*PICTURES, "training.cache_features=true", "task.augment.flip=true"], "task.augment changes them each time"),
+        ([*PICTURES, "training.cache_features=true", "launch.processes=2"], "is for one process"),
         (["training.batch_tokens=99", "training.batch_size=4"], "both say how large a batch is"),
     ],
 )

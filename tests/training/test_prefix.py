@@ -101,7 +101,10 @@ def _forget(folder, step: int) -> None:
 
 
 def test_a_resumed_run_is_the_same_bit_for_bit(make) -> None:
-    more = {"method": Lora(r=2, dropout=0.3, targets=["layers.3.mlp.fc1"]), "training": {"keep_checkpoints": 9}}
+    more = {
+        "method": Lora(r=2, dropout=0.3, targets=["layers.3.mlp.fc1"]),
+        "training": {"keep_checkpoints": 9, "max_steps": 12},
+    }
     whole, cut = make("vit", "auto", **more), make("vit", "auto", **more)
     for folder in (whole, cut):
         run(folder.path, quiet=True)
@@ -113,7 +116,7 @@ def test_a_resumed_run_is_the_same_bit_for_bit(make) -> None:
 
 
 def test_a_resumed_stage_does_as_it_began(make, monkeypatch) -> None:
-    folder = make("vit", "auto", method=LinearProbe(), training={"keep_checkpoints": 9})
+    folder = make("vit", "auto", method=LinearProbe(), training={"keep_checkpoints": 9, "max_steps": 12})
     monkeypatch.setattr("peftcli.training.prefix.FREE_SHARE", 0.0)
     run(folder.path, quiet=True)
     assert "would be more than a quarter of the free memory" in said(folder)[0]

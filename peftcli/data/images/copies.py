@@ -98,8 +98,8 @@ def _together(found: list[Print | None]) -> tuple[list[list[int]], bool]:
     kept = [i for i, one in enumerate(found) if one is not None]
     there = [one for one in found if one is not None]
     equal = defaultdict(list)
-    for place, one in zip(kept, there, strict=True):
-        equal[one.digest].append(place)
+    for place, picture in zip(kept, there, strict=True):
+        equal[picture.digest].append(place)
     same = [members for members in equal.values() if len(members) > 1]
     owner = {i: members for members in same for i in members}
     for pair in likeness.pairs(there):

@@ -154,7 +154,7 @@ class FolderOrigin:
         found = [(under.name, *files(under)) for under in classes]
         self.pictures = [(path, label) for label, pictures, _ in found for path in pictures]
         if not self.pictures:
-            what = f"{folder} has no sub-folder with pictures in it"
+            what = f"{folder} is a folder, and has no sub-folder with pictures in it"
             hint = f"pictures of a class go into a folder of its own, such as {folder}/good and {folder}/bad"
             raise UserError(Mistake(what, f"data.files.{split}", hint=hint))
         if empty := [printable(Path(label)) for label, pictures, _ in found if not pictures]:

@@ -90,7 +90,7 @@ def prepare(rows: Rows, fit: Fit, size: int, key: str, animated: Animated = "err
         os.close(handle)
     except OSError as error:
         LOG.warning("decoded pictures are not kept for the next run: %s", error)
-        return _decode(pictures, fit, animated, np.zeros(shape, np.uint8))
+        return _decode(pictures, fit, animated, None if much > MOST_BYTES else np.zeros(shape, np.uint8))
     try:
         found = _decode(pictures, fit, animated, np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape))
         assert isinstance(found.pixels_NSSC, np.memmap)
@@ -105,8 +105,9 @@ def prepare(rows: Rows, fit: Fit, size: int, key: str, animated: Animated = "err
 
 def _changed(pictures: Rows) -> str:
     """When each file was written last: one may be drawn over, and its size, beginning and end stay the same."""
-    files = (picture.get("file") for picture in pictures[COLUMN] if picture)
-    return hashlib.sha256(repr([os.stat(file).st_mtime_ns for file in files if file]).encode()).hexdigest()
+    files = [Path(picture["file"]) for picture in pictures[COLUMN] if picture and picture.get("file")]
+    times = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+    return hashlib.sha256(repr(times).encode()).hexdigest()
 
 
 def _written(found: Prepared, place: Path) -> Prepared:

@@ -47,12 +47,24 @@ def shrink(layer: SparseAdapterLayer, adapter: str) -> None:
         constant_R = ACTIVATIONS[layer.configs[adapter].activation](b_R) * (writes_R & ~reads_R)
         c_E = c_E + U_ER @ constant_R
         layer.sparse_up_bias[adapter].copy_(c_E)
-    index, useful_R = layer.live("index", adapter), reads_R & writes_R
-    keep = (useful_R.nonzero().flatten() if index is None else index[useful_R]).tolist()
-    if not keep and (c_E is None or not c_E.any()):
+    keep = (reads_R & writes_R).nonzero().flatten()
+    if len(keep) and (index := layer.live("index", adapter)) is not None:
+        keep = index[keep]
+    if not len(keep) and (c_E is None or not c_E.any()):
         layer.remove(adapter)
     elif len(keep) < len(layer.units[adapter]):
-        layer.resize(adapter, keep)
+        layer.resize(adapter, keep.tolist())
+        if not len(keep):
+            layer.revive(adapter)  # the bias is all there is, and no mask of units speaks for it
+
+
+@torch.no_grad()
+def fold_gates(model: Any, adapter: str) -> None:
+    """Bring the gates into U, for good: training is over, and a product less is computed and saved."""
+    for _, layer in layers(model, adapter):
+        if adapter in layer.sparse_gate:
+            layer.sparse_up[adapter].mul_(layer.sparse_gate.pop(adapter))
+    model.peft_config[adapter].gate = False
 
 
 def note(model: Any, adapter: str) -> None:

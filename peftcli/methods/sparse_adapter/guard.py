@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from peftcli.methods.sparse_adapter import compaction
 from peftcli.methods.sparse_adapter.layer import LIVE
+
+Z_95 = 1.96
 
 
 class Guard:
@@ -37,12 +40,12 @@ class Guard:
             self._copy = {f"trained/{n}": p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
             self._copy |= {key: mask.clone() for key, mask in live(model, self.adapter).items()}
 
-    def loses(self, value: float) -> float | None:
-        """By how much a measurement is worse than before pruning, where that is too much."""
+    def loses(self, value: float, rows: int = 0) -> float | None:
+        """By how much a measurement on so many rows is worse than before pruning, where that is too much."""
         if self.allowed is None or self.reference is None or self.held:
             return None
         loss = self.reference - value
-        return loss if loss > self.allowed else None
+        return loss if loss > max(self.allowed, chance(self.reference, rows)) else None
 
     @torch.no_grad()
     def step_back(self, model: Any) -> None:
@@ -67,6 +70,18 @@ class Guard:
         self.reference, self.held = None if reference != reference else reference, bool(held)
         kept = {key.removeprefix("guard/"): t for key, t in state.items() if key.startswith("guard/")}
         self._copy = {key: tensor.to(device, copy=True) for key, tensor in kept.items()}
+
+
+def chance(share: float, rows: int) -> float:
+    """How far off a share of rows may be, half its 95 % interval (Agresti and Coull, 1998); 0 of what is no share.
+
+    AUROC counts as one. Two measurements on the same rows differ by less, so what exceeds this is no accident.
+    """
+    if not rows or not 0 <= share <= 1:
+        return 0.0
+    drawn = rows + Z_95**2
+    centre = (share * rows + Z_95**2 / 2) / drawn
+    return Z_95 * math.sqrt(centre * (1 - centre) / drawn)
 
 
 def live(model: Any, adapter: str) -> dict[str, Tensor]:

@@ -25,6 +25,8 @@ from peftcli.methods.sparse_adapter.config import SparseAdapterConfig
 
 LIVE = ("units", "down", "up")
 """What pruning says of a module: which units, or which weights, are left."""
+LANES = 8
+"""Units are computed with in multiples of this."""
 KINDS = ("down", "up", "down_bias", "up_bias", "gate", "norm_weight", "norm_bias")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -65,7 +67,7 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         self.sparse_live_down: Any = BufferDict()
         self.sparse_live_up: Any = BufferDict()
         self.sparse_live_index: Any = BufferDict()
-        """The live units as indices: what is computed with; it follows `sparse_live_units`."""
+        """Units to compute with, which follow from `sparse_live_units`."""
         self.units: dict[str, list[int]] = {}
         self.configs: dict[str, SparseAdapterConfig] = {}
         self.merged_adapters: list[str] = []
@@ -149,21 +151,25 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         if stride is None:
             z_NR = ACTIVATIONS[config.activation](functional.linear(x.reshape(-1, x.shape[-1]), D_RI, b_R))
             return functional.linear(_drop(z_NR, share, len(x)), U_ER, c_E)
+        if not len(D_RI):  # a bias is left; convolutions have at least one channel
+            D_RI, b_R, U_ER = D_RI.new_zeros(1, x.shape[1]), None, U_ER.new_zeros(len(U_ER), 1)
         step = stride if config.placement == "parallel" else 1
         z = ACTIVATIONS[config.activation](functional.conv2d(x, D_RI[:, :, None, None], b_R, stride=step))
         return functional.conv2d(_drop(z, share), U_ER[:, :, None, None], c_E)
 
     def effective(self, adapter: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """D [R, I], b [R], U with the gates in it [E, R] and c [E], of the live units, without pruned weights."""
+        """D [R, I], b [R], U with the gates in it [E, R] and c [E], without pruned weights: of the live units and perhaps
+        a few that are zero, or all zero where none is live."""
         D_RI, U_ER = self.sparse_down[adapter], self.sparse_up[adapter]
         b_R, c_E, gate_R = (self.tensor(kind, adapter) for kind in ("down_bias", "up_bias", "gate"))
         alive: bool | Tensor = True
         if (index := self.live("index", adapter)) is not None:
-            D_RI, U_ER = D_RI.index_select(0, index), U_ER.index_select(1, index)
-            b_R, gate_R = (None if one is None else one.index_select(0, index) for one in (b_R, gate_R))
             alive = len(index) > 0
+            if alive:  # else all of it is zero already
+                D_RI, U_ER = D_RI.index_select(0, index), U_ER.index_select(1, index)
+                b_R, gate_R = (None if one is None else one.index_select(0, index) for one in (b_R, gate_R))
         if (down_RI := self.live("down", adapter)) is not None:
-            up_ER = self.live("up", adapter)
+            up_ER = self.sparse_live_up[adapter]
             D_RI, U_ER, alive = D_RI * down_RI, U_ER * up_ER, down_RI.any() | up_ER.any()
         if alive is not True and c_E is not None:
             c_E = c_E * alive  # what has no unit left is gone as a whole
@@ -213,8 +219,12 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
                 del self.of(f"live_{kind}")[adapter]
 
     def _index(self, adapter: str) -> None:
-        if (units_R := self.live("units", adapter)) is not None:
-            self.sparse_live_index[adapter] = units_R.nonzero().flatten()
+        if (units_R := self.live("units", adapter)) is None:
+            return
+        live = units_R.nonzero().flatten()
+        # Filled up with pruned units, which are zero: each new size has to be planned by the CPU's kernels anew.
+        fill = (~units_R).nonzero().flatten()[: -len(live) % LANES]
+        self.sparse_live_index[adapter] = torch.cat([live, fill]).sort().values if len(live) else live
 
     def remove(self, adapter: str) -> None:
         """Take the adapter out of this layer alone, and leave it active elsewhere."""
@@ -253,6 +263,8 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
             raise NotImplementedError("a nonlinear module has no place in the base's weights; its file is compact")
         if config.placement == "parallel" or not isinstance(self.base_layer, nn.Linear | nn.Conv2d):
             raise NotImplementedError("only a linear module right after a linear layer or convolution folds into it")
+        if getattr(self.base_layer, "groups", 1) > 1:
+            raise NotImplementedError("a convolution in groups has no weights between them, which the module needs")
 
     def unmerge(self) -> None:
         """Give the layer its own tensors back, bit for bit."""
@@ -269,9 +281,9 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
 
 def _drop(z: Tensor, share: float, rows: int = 0) -> Tensor:
     """Drop this share of the units, each for a row as a whole: the mask is small, and drawing it costs nothing."""
-    if not share:
-        return z
     R = z.shape[1]
+    if not share or not R:
+        return z
     kept_BR = z.new_empty(rows or len(z), R).bernoulli_(1 - share).div_(1 - share)
     if rows:
         return (z.view(rows, -1, R) * kept_BR[:, None]).view(-1, R)

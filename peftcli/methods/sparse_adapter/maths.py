@@ -24,7 +24,7 @@ DECAY = 0.9
 
 def soft(x: Tensor, threshold: Tensor | float) -> Tensor:
     """The proximal step of threshold * |x|: x moved towards zero by the threshold, and exactly zero within it."""
-    return x - x.clamp(-threshold, threshold)
+    return x - torch.clamp(x, -threshold, threshold)  # type: ignore[arg-type]  # both numbers or both tensors
 
 
 def adam_threshold(rate: float, strength: float, squares: Tensor, step: float, beta2: float, eps: float) -> Tensor:

@@ -37,7 +37,9 @@ def positive(asked: str | None, labels: Sequence[str]) -> str | None:
     if len(labels) != 2:
         named = ", ".join(labels[:8]) + (", ..." if len(labels) > 8 else "")
         what = f"task.positive={asked} needs two labels, and there are {len(labels)}: {named}"
-        hint = "put the folders of all kinds of defects into one, such as bad/scratch and bad/dent; or task.positive=null"
+        hint = (
+            "put the folders of all kinds of defects into one, such as bad/scratch and bad/dent; or task.positive=null"
+        )
         raise UserError(Mistake(what, "task.positive", hint=hint))
     if asked in labels:
         return asked
@@ -76,6 +78,11 @@ class Alarms:
         """
         return self.others[self._above(rate) - 1] if self.others else None
 
+    def probability(self, rate: float) -> float | None:
+        """`threshold` as a probability: the score above which a picture is said to have it."""
+        odds = self.threshold(rate)
+        return None if odds is None else 1 / (1 + exp(min(-odds, 700)))
+
     def expected(self, rate: float) -> float:
         """The share of false alarms to be expected; more than `rate` where the validation pictures are too few."""
         return self._above(rate) / (len(self.others) + 1)
@@ -103,7 +110,7 @@ class Alarms:
             "asked": rate,
             "expected": self.expected(rate) if self.others else None,
             "rows": len(self.others),
-            "score": 0.5 if outcome.threshold is None else 1 / (1 + exp(min(-outcome.threshold, 700))),
+            "score": self.probability(rate) if self.others else 0.5,
             "found": [sum(hits), len(hits)],
             "false": [sum(taken), len(taken)],
         }

@@ -18,25 +18,26 @@ MULTI = (
     "recall_at_false_alarms", "calibration_error", "loss",
 )  # fmt: skip
 LOWER_IS_BETTER = (*metrics.LOWER_IS_BETTER, "calibration_error")
+FALSE_ALARMS = 0.05
 BINS = 15
 
 
 def single_label(
     log_probabilities_NC: Tensor,
     targets_N: Tensor,
-    false_alarms: float,
     positive: int | None = None,
-    threshold: float | None = None,
+    false_alarms: float = FALSE_ALARMS,
+    answers_N: Tensor | None = None,
 ) -> dict[str, float]:
     """`SINGLE` of a task with one label a row.
 
     Args:
         log_probabilities_NC: Logarithms of the classes' probabilities [N, C].
         targets_N: True classes, int64 [N].
-        false_alarms: Share of the other rows that may be taken for the class in `recall_at_false_alarms`.
         positive: The class that is looked for, such as a defect: AUROC, average precision and recall are about it.
             None takes the mean over the classes, each against all others.
-        threshold: Log-odds of `positive`, one of two classes, above which it is the answer; None takes the likelier.
+        false_alarms: Share of the other rows that may be taken for the class in `recall_at_false_alarms`.
+        answers_N: The classes that were answered, int64 [N]; None takes the likeliest.
 
     Returns:
         Shares 0 to 1, and `loss` in nats. `auroc`, `average_precision` and `recall_at_false_alarms` are missing where
@@ -47,10 +48,9 @@ def single_label(
     asked = range(log_NC.shape[1]) if positive is None else [positive]
     confidence_N, guess_N = log_NC.exp().max(1)
     answered = metrics.classification(log_probabilities_NC, targets_N)
-    if threshold is not None:
-        assert positive is not None
-        said_N = torch.where(odds(log_NC, positive) > threshold, positive, 1 - positive)
-        answered = {**metrics.classification(F.one_hot(said_N, 2), targets_N), "loss": answered["loss"]}
+    if answers_N is not None:
+        said_NC = F.one_hot(answers_N, log_NC.shape[1])
+        answered = {**metrics.classification(said_NC, targets_N), "loss": answered["loss"]}
     return {
         **answered,
         **_ranked({c: (odds(log_NC, c), true_NC[:, c]) for c in asked}, false_alarms),
@@ -64,7 +64,7 @@ def odds(log_NC: Tensor, chosen: int) -> Tensor:
     return log_NC[:, chosen] - log_NC[:, others].logsumexp(1)
 
 
-def multi_label(logits_NC: Tensor, targets_NC: Tensor, false_alarms: float) -> dict[str, float]:
+def multi_label(logits_NC: Tensor, targets_NC: Tensor, false_alarms: float = FALSE_ALARMS) -> dict[str, float]:
     """`MULTI` of a task with any number of labels a row, each decided by itself at one half.
 
     Args:

@@ -34,7 +34,7 @@ class Outcome:
     classes: list[str]
     positive: int | None
     multilabel: bool
-    false_alarms: float
+    false_alarms: float = metrics.FALSE_ALARMS
     threshold: float | None = None
 
     @cached_property
@@ -48,7 +48,8 @@ class Outcome:
             return metrics.multi_label(self.logits_NK, self._targets(truth), self.false_alarms)
         targets_N = torch.tensor([row[0] for row in truth])
         log_NK = self.logits_NK.log_softmax(1)
-        return metrics.single_label(log_NK, targets_N, self.false_alarms, self.positive, self.threshold)
+        answers_N = None if self.threshold is None else torch.tensor([row[0] for row in self.guesses()])
+        return metrics.single_label(log_NK, targets_N, self.positive, self.false_alarms, answers_N)
 
     def _targets(self, truth: Sequence[Sequence[int]]) -> Tensor:
         targets_NK = torch.zeros_like(self.logits_NK)
@@ -57,8 +58,8 @@ class Outcome:
         return targets_NK
 
     def guesses(self) -> list[list[int]]:
-        """Numbers of the classes that each row is said to have: the likeliest, that to be found where its odds are above
-        the threshold, or those likelier than not."""
+        """Numbers of the classes that each row is said to have: the likeliest, or that to be found where its odds are
+        above the threshold, or those likelier than not."""
         if self.threshold is not None:
             assert self.positive is not None
             return [[self.positive if odds > self.threshold else 1 - self.positive] for odds in self.odds().tolist()]
@@ -77,9 +78,9 @@ class Outcome:
         for guess, chance_K in zip(self.guesses(), self.chances_NK, strict=True):
             score = chance_K.max() if self.positive is None else chance_K[self.positive]
             named = [self.classes[i] for i in guess]
-            shares = dict(zip(self.classes, chance_K.tolist(), strict=True))
+            shares = {label: _short(chance) for label, chance in zip(self.classes, chance_K, strict=True)}
             found.append(
-                {"predicted": named if self.multilabel else named[0], "score": float(score), "probabilities": shares}
+                {"predicted": named if self.multilabel else named[0], "score": _short(score), "probabilities": shares}
             )
         return found
 
@@ -120,3 +121,8 @@ class Outcome:
 
     def _joined(self, numbers: Sequence[int]) -> str:
         return SEPARATOR.join(self.classes[i] for i in numbers)
+
+
+def _short(chance: Tensor) -> float:
+    """A number of single precision without the digits that it does not have."""
+    return float(f"{chance.item():.7g}")
