@@ -111,9 +111,9 @@ class Bench:
         return found.recipe, overrides, Few(*few, seed) if few else None, guarded
 
     def jobs(self, base: str, case: str, arms: Sequence[str], rates: dict[str, float]) -> dict[str, Any]:
-        chosen = product(arms, seeds(case))
+        chosen = product(seeds(case), arms)
         return {
-            key(base, case, arm, rates[arm], seed): self.job(base, arm, rates[arm], seed, case) for arm, seed in chosen
+            key(base, case, arm, rates[arm], seed): self.job(base, arm, rates[arm], seed, case) for seed, arm in chosen
         }
 
     def grid(self, base: str) -> dict[str, Any]:

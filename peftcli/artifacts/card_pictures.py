@@ -10,10 +10,11 @@ from peftcli.tasks.images import alarms
 IMPORT = "AutoImageProcessor"
 """Stands where a language model's card imports its tokenizer."""
 ASK = """
-from PIL import Image
+from PIL import Image, ImageOps
 
 labels = {labels}
-picture = processor(Image.open("YOUR PICTURE").convert("RGB"), return_tensors="pt")
+upright = ImageOps.exif_transpose(Image.open("YOUR PICTURE"))
+picture = processor(upright.convert("RGB"), return_tensors="pt")
 chances = model(**picture{more}).logits[0].{chance}
 print({{label: round(chance, 3) for label, chance in zip(labels, chances.tolist())}})"""
 RESIZED = ("ViT", "DeiT")

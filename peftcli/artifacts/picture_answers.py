@@ -12,6 +12,7 @@ from typing import Any
 
 from peftcli.artifacts.tuned import Tuned
 from peftcli.config.errors import Mistake, UserError
+from peftcli.config.schema import ImageConfig
 from peftcli.data import checking
 from peftcli.data.ahead import ahead
 from peftcli.data.images import places
@@ -98,9 +99,7 @@ def answer_pictures(
     return rows, [*notes, *([note] if note else [])], pace
 
 
-def _asked(
-    tuned: Tuned, path: Path
-) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Mistake], list[str]]:
+def _asked(tuned: Tuned, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Mistake], list[str]]:
     """Other columns of each row, the rows as the task asks about them, what is wrong with others, and notes."""
     if not path.is_dir() and path.suffix.lower() not in places.ENDINGS:
         whole, questions, notes = read_questions(path, tuned.config.data, tuned.task.asked)
@@ -129,11 +128,12 @@ def _parts(questions: list[dict[str, Any]], whole: list[dict[str, Any]], size: i
 
 def _decoded(tuned: Tuned, part: Part) -> tuple[Part, list[Mistake]]:
     """The rows with their pixels, without those whose picture cannot be used."""
-    good, bad = [], []
+    good, bad, task = [], [], tuned.config.task
+    assert isinstance(task, ImageConfig)
     for question, other in part:
         picture = question[places.COLUMN]
         try:
-            pixels = tuned.tokenizer.fit(read(source(picture), tuned.config.task.animated))
+            pixels = tuned.tokenizer.fit(read(source(picture), task.animated))
         except ImageProblem as problem:
             where = picture.get("file") or places.name(picture, question["row"])
             bad.append(Mistake(f"picture is {problem}", where))

@@ -177,9 +177,9 @@ class AugmentConfig:
     randaugment_strength: float = 9.0
     """Strength of RandAugment's operations, from 0 to 30."""
     mixup: float = 0.0
-    """Alpha of mixup: batches become weighted sums of two pictures and of their labels; 0 is off."""
+    """Alpha of mixup: pictures become weighted sums with others of the same step, labels likewise; 0 is off."""
     cutmix: float = 0.0
-    """Alpha of cutmix: a part of each picture comes from another, labels by area; with mixup, one of them a batch."""
+    """Alpha of cutmix: a part of each picture comes from another, labels by area; with mixup, one of them a step."""
 
 
 @dataclass

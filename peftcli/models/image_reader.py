@@ -69,6 +69,17 @@ class ImageReader:
         left, top = (to[0] - self.size) // 2, (to[1] - self.size) // 2
         return np.array(image.crop((left, top, left + self.size, top + self.size)))
 
+    def reduced(self, pixels_HWC: np.ndarray, share: float) -> np.ndarray:
+        """A picture no more than twice as large as this share of its area must be: to change a camera's millions of
+        pixels, of which few are left, takes ten times as long as to read them.
+
+        Args:
+            pixels_HWC: uint8 [H, W, 3].
+            share: Smallest part that is cut from it, by area.
+        """
+        factor = int(min(pixels_HWC.shape[:2]) * share**0.5 / self.edge)
+        return np.array(Image.fromarray(pixels_HWC).reduce(factor)) if factor > 1 else pixels_HWC
+
     def normalise(self, pixels_BHWC: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Pixels as the model reads them: float32 [B, C, H, W]. Floats are taken as 0 to 1 already.
 
@@ -150,10 +161,12 @@ def parse(name: str, about: dict[str, Any]) -> ImageReader:
     edge = size.get("shortest_edge", size.get("height"))
     if not isinstance(edge, int) or size.get("width", edge) != edge or (cut and cut["height"] != cut["width"]):
         raise UserError(Mistake(f"pictures of {name} have size {size}, cut to {cut}; only squares are read here"))
-    side = cut["height"] if cut and about.get("do_center_crop") else edge
+    side = edge
     if about.get("crop_pct") and not squash:
         side, edge = edge, edge if edge >= CONVNEXT_CROPS else int(edge / about["crop_pct"])
         squash = side >= CONVNEXT_CROPS
+    if cut and about.get("do_center_crop"):
+        side = cut["height"]
     if side > edge:
         raise UserError(Mistake(f"pictures of {name} are scaled to {edge} pixels and cut to {side}, which is more"))
     mean, std = _colours(about)

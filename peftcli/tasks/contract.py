@@ -223,6 +223,15 @@ class Task(ABC):
         """
         return pad(rows, pad_id(tokenizer), multiple=multiple)
 
+    def partners(self, batch: list[int], draw: tuple[int, ...]) -> list[int] | None:
+        """For each row of an optimiser step the one of it that it is mixed with; None where nothing is mixed.
+
+        Args:
+            batch: Positions of the rows, of all processes.
+            draw: Seed, epoch, and step in the epoch.
+        """
+        return None
+
     def blank(self, rows: int, length: int, device: Any) -> dict[str, Tensor]:
         """A batch of this shape without contents, to count with."""
         import torch

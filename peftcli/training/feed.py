@@ -83,8 +83,21 @@ class Feed(_Micro):
         """This process's share of the batch at a place, cut into micro-batches; at least one."""
         whole = self.sampler.batch(epoch, position)
         mine = self.sampler.share(whole, self.rank, self.world)
-        batches = self.cut(self.encoded.take(mine or whole[:1]), epoch)
+        batches = self.cut(self._taken(mine or whole[:1], whole, epoch, position), epoch)
         return batches if mine else nothing_to_learn(batches)
+
+    def _taken(self, mine: list[int], whole: list[int], epoch: int, position: int) -> list[dict[str, Any]]:
+        """Rows of a step, each with the one that it is mixed with, if any, from the whole of it."""
+        rows = self.encoded.take(mine)
+        partners = self.task.partners(whole, (self.seed, epoch, position))
+        if partners is None:
+            return rows
+        of = dict(zip(whole, partners, strict=True))
+        others = self.encoded.take([of[place] for place in mine])
+        return [
+            {**row, "place": place, "partner": {**other, "place": of[place]}, "step": position}
+            for place, row, other in zip(mine, rows, others, strict=True)
+        ]
 
     def probe(self, position: int) -> Iterator[Batch]:
         """A row or two of a batch, the same in every process, to try the model on."""

@@ -23,7 +23,7 @@ from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
 from peftcli.tasks.contract import Evaluation
-from peftcli.training import checkpoints, checks, closing, memory, out_of_memory, prepare, trackers
+from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, trackers
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
@@ -224,6 +224,9 @@ class _Session:
         artifact = closing.save(self.run, attached, material, self.config, tuned)
         report["adapter"] = artifact
         job.heed_stop()
+        if forms := attached.method.forms(attached.model):
+            rows, chosen = costs.batches_of(attached.probe), prepare.arithmetic(self.config, self.accelerator)
+            report["costs"] = costs.measure(attached.model, forms, rows, chosen, self.accelerator.device)
         base = closing.untouched(attached, material, self.config, self.accelerator)
         report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
         report["labels"] = material.task.labels

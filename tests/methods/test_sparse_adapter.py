@@ -335,7 +335,7 @@ def test_beside_a_part_of_another_size_nothing_can_stand(target: str) -> None:
 
 
 def test_a_module_with_a_bias_alone_goes_on_being_trained() -> None:
-    base, model, method = attach(dropout=0.5)
+    base, model, _ = attach(dropout=0.5)
     nudge(model)
     _, layer = next(iter(compaction.layers(model, ADAPTER)))
     with torch.no_grad():

@@ -89,6 +89,13 @@ def test_sizes_that_are_not_read_here_are_refused(tmp_path, about, words) -> Non
         read(tmp_path, {"image_processor_type": "ViTImageProcessor"} | about)
 
 
+def test_a_large_picture_is_made_smaller_before_it_is_changed_but_not_below_what_is_cut() -> None:
+    reader, pixels_HWC = image_reader.ImageReader("tiny", 32, 40), np.zeros((400, 1000, 3), np.uint8)
+    assert reader.reduced(pixels_HWC, 1.0).shape == (40, 100, 3)
+    assert reader.reduced(pixels_HWC, 0.25).shape == (80, 200, 3)  # a quarter of it is 40 pixels high
+    assert reader.reduced(pixels_HWC[:79], 1.0).shape == (79, 1000, 3)
+
+
 @pytest.mark.parametrize("squash", [True, False])
 def test_a_line_of_pixels_is_read_without_making_it_a_wall(squash) -> None:
     reader = image_reader.ImageReader("tiny", 32, 40, squash)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
+import evidence_scores
 import evidence_sparse
 import numpy as np
 import pytest
-from evidence_scores import KEPT_BACK, Few, auroc, difference, drawn, flipped, pairs, ranked
+from evidence_scores import KEPT_BACK, Few, auroc, difference, drawn, flipped, pairs, ranked, scored
 from sklearn.metrics import roc_auc_score
 
 from peftcli.data.rows import Rows
@@ -89,6 +91,18 @@ def test_few_labels_are_drawn_by_class_and_a_quarter_is_kept_back() -> None:
         for ours, theirs in zip(getattr(wrong, split).rows["labels"], getattr(clean, split).rows["labels"], strict=True)
     )
     assert turned == 8
+
+
+@pytest.mark.samples
+def test_scores_are_the_same_without_what_is_computed_once(tmp_path: Path, monkeypatch) -> None:
+    bench = evidence_sparse.Bench(tmp_path, full=False)
+    recipe, overrides, few, measured = bench.job("resnet", evidence_sparse.UNITS, 3e-3, 0, "16, 10% wrong")
+    short = (recipe, [*overrides, "training.max_steps=10"], few, measured)
+    once = scored(*short)
+    monkeypatch.setattr(evidence_scores, "_entered", nullcontext)
+    whole = scored(*short)
+    assert once["scores"] == whole["scores"]
+    assert once["train"] == whole["train"]
 
 
 def test_every_run_stands_in_the_tables(tmp_path: Path) -> None:

@@ -73,7 +73,7 @@ CASES = {
     "dinov2-sparse": ("dinov2", Sparse(**LATE), "0-0 of 2"),
     "resnet-probe": ("resnet", LinearProbe(), "all 3 blocks"),
 }
-QUICK = ("vit-lora", "vit-probe", "resnet-sparse")
+QUICK = ("vit-lora", "resnet-sparse")
 
 
 @pytest.mark.parametrize("case", [c if c in QUICK else pytest.param(c, marks=pytest.mark.slow) for c in CASES])

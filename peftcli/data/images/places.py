@@ -156,6 +156,8 @@ class FolderOrigin:
         if not self.pictures:
             what = f"{folder} is a folder, and has no sub-folder with pictures in it"
             hint = f"pictures of a class go into a folder of its own, such as {folder}/good and {folder}/bad"
+            if files(folder)[0]:
+                hint = f"the folder above, {folder.parent}, may be meant: a class is the name of a folder of pictures"
             raise UserError(Mistake(what, f"data.files.{split}", hint=hint))
         if empty := [printable(Path(label)) for label, pictures, _ in found if not pictures]:
             notes.append(f"{split}: no pictures in {', '.join(empty)}")

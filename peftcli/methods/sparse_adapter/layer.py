@@ -28,6 +28,7 @@ LIVE = ("units", "down", "up")
 LANES = 8
 """Units are computed with in multiples of this."""
 KINDS = ("down", "up", "down_bias", "up_bias", "gate", "norm_weight", "norm_bias")
+COMPUTED = ("down", "down_bias", "up", "up_bias", "gate")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "relu": functional.relu,
@@ -110,10 +111,8 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
 
     def tensor(self, kind: str, adapter: str) -> Any:
         """A tensor of the adapter's, or None where it has none of that kind."""
-        found = self.of(kind)
-        if adapter not in found:  # neither dictionary has all of a dictionary's methods
-            return None
-        return found[adapter]
+        held: Any = self._modules[f"sparse_{kind}"]  # past both dictionaries' slow access: each forward pass comes here
+        return held._parameters.get(adapter, held._buffers.get(adapter))
 
     def tensors(self, adapter: str) -> dict[str, nn.Parameter]:
         """The adapter's tensors by kind."""
@@ -128,7 +127,7 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         output = self.base_layer(*args, **kwargs)
-        active = [name for name in self.active_adapters if name in self.sparse_down]
+        active = [name for name in self.active_adapters if name in self.units]
         if self.disable_adapters or self.merged or not active:
             return output
         h = output[0] if isinstance(output, tuple) else output
@@ -158,10 +157,9 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         return functional.conv2d(_drop(z, share), U_ER[:, :, None, None], c_E)
 
     def effective(self, adapter: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
-        """D [R, I], b [R], U with the gates in it [E, R] and c [E], without pruned weights: of the live units and perhaps
-        a few that are zero, or all zero where none is live."""
-        D_RI, U_ER = self.sparse_down[adapter], self.sparse_up[adapter]
-        b_R, c_E, gate_R = (self.tensor(kind, adapter) for kind in ("down_bias", "up_bias", "gate"))
+        """D [R, I], b [R], U with the gates in it [E, R] and c [E], without what is pruned: of the live units, perhaps
+        with a few that are zero, or all zero where none is live."""
+        D_RI, b_R, U_ER, c_E, gate_R = (self.tensor(kind, adapter) for kind in COMPUTED)
         alive: bool | Tensor = True
         if (index := self.live("index", adapter)) is not None:
             alive = len(index) > 0

@@ -15,7 +15,7 @@ from peftcli.methods import contract
 from peftcli.methods.contract import Calibration, Stage
 from peftcli.methods.injection import inject
 from peftcli.methods.peft_types import PeftRow, register
-from peftcli.methods.sparse_adapter import compaction, maths, places, survival
+from peftcli.methods.sparse_adapter import compaction, forms, maths, places, survival
 from peftcli.methods.sparse_adapter.config import NAME, SparseAdapterConfig
 from peftcli.methods.sparse_adapter.guard import Guard, live, put_live
 from peftcli.methods.sparse_adapter.model import SparseAdapterModel
@@ -284,6 +284,10 @@ class Method(contract.Method):
         compaction.compact(model, ADAPTER)
         compaction.fold_gates(model, ADAPTER)
         self._settled(model)
+
+    def forms(self, model: nn.Module) -> list[contract.Form]:
+        """Without modules; with all of their units; with the pruned ones at zero; as they are now."""
+        return forms.of(model, ADAPTER, self._names, self.settings.r * self.settings.wide, self.settings.gate)
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """What each module has left, what that saves, and how sparsity rose."""

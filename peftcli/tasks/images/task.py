@@ -131,16 +131,30 @@ class ImagesTask(Task):
     ) -> dict[str, Tensor]:
         """`pixel_values`, float32 [B, 3, S, S], and `labels`, float32 [B, K]: the share of each class.
 
-        What is drawn for a picture depends on seed, epoch and row alone; what mixes pictures, on the micro-batch.
-        Rows with `hidden` give those as `pixel_values`.
+        What is drawn for a picture depends on seed, epoch and row alone. A row with a `partner` is mixed with it in the
+        way drawn for its optimiser step, `step`; `place` tells such rows apart. Rows with `hidden` give those as
+        `pixel_values`.
         """
         if "hidden" in rows[0]:
             return {"pixel_values": torch.stack([row["hidden"] for row in rows]), "labels": self._targets(rows)}
+        if draw is not None and "partner" in rows[0]:
+            return self._mixed(rows, tokenizer, draw)
         pixels_BSSC = np.stack([self._pixels(row, tokenizer, draw) for row in rows])
-        pixels_BCSS, targets_BK = tokenizer.normalise(pixels_BSSC), self._targets(rows)
-        if draw is not None:
-            key = generator("mix", *draw, *(row["row"] for row in rows))
-            pixels_BCSS, targets_BK = augment.mix(pixels_BCSS, targets_BK, self.config.augment, key)
+        return {"pixel_values": tokenizer.normalise(pixels_BSSC), "labels": self._targets(rows)}
+
+    def partners(self, batch: list[int], draw: tuple[int, ...]) -> list[int] | None:
+        mixes = self.config.augment.mixup or self.config.augment.cutmix
+        return generator("partners", *draw).permutation(batch).tolist() if mixes else None
+
+    def _mixed(self, rows: list[dict[str, Any]], reader: ImageReader, draw: tuple[int, int]) -> dict[str, Tensor]:
+        others = [row["partner"] for row in rows]
+        once = {row["place"]: row for row in (*rows, *others)}
+        at = {place: number for number, place in enumerate(once)}
+        made_NCSS = reader.normalise(np.stack([self._pixels(row, reader, draw) for row in once.values()]))
+        pixels_BCSS, others_BCSS = (made_NCSS[[at[row["place"]] for row in part]] for part in (rows, others))
+        key = generator("mix", *draw, rows[0]["step"])
+        given = (pixels_BCSS, self._targets(rows), others_BCSS, self._targets(others))
+        pixels_BCSS, targets_BK = augment.mix(*given, self.config.augment, key)
         return {"pixel_values": pixels_BCSS, "labels": targets_BK}
 
     def _targets(self, rows: list[dict[str, Any]]) -> Tensor:
@@ -159,7 +173,9 @@ class ImagesTask(Task):
             except ImageProblem as problem:
                 hint = "mend it, or take it out of the rows"
                 raise UserError(Mistake(f"picture is {problem}", str(row.get("name")), hint=hint)) from problem
-            pixels = change(pixels, generator("augment", *draw, row["row"])) if change and draw else pixels
+            if change and draw:
+                large_enough = reader.reduced(pixels, self.config.augment.crop)
+                pixels = change(large_enough, generator("augment", *draw, row["row"]))
             return reader.fit(pixels)
         return change(pixels, generator("augment", *draw, row["row"])) if change and draw else pixels
 

@@ -13,7 +13,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from peftcli.data.images import decode
-from peftcli.data.images.likeness import Pair, Print, closest, fingerprint, pairs as all_pairs
+from peftcli.data.images.likeness import Pair, Print, closest, fingerprint
+from peftcli.data.images.likeness import pairs as all_pairs
 from peftcli.data.sampler import generator
 
 
