@@ -32,7 +32,7 @@ class Settings:
     norm: bool = False
     """Normalise what a module reads (LayerNorm over its channels)."""
     dropout: float = 0.1
-    """Share of a module's units that is dropped in a training step."""
+    """Share of a module's units that is dropped in a training step, drawn for each row."""
     structure: Literal["unit", "weight"] = "unit"
     """What is pruned: whole units, so that the modules become smaller, or single weights, which saves storage only."""
     sparsity: float | Literal["auto"] = "auto"
