@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from peftcli.artifacts.export import export
+from peftcli.artifacts.merged import open_merged
 from peftcli.artifacts.picture_answers import answer_pictures
 from peftcli.artifacts.remeasure import remeasure
 from peftcli.artifacts.tuned import open_tuned
@@ -79,6 +80,9 @@ def test_a_run_learns_and_is_found_again(make, places, tmp_path, kind, method) -
     assert {row["score"] for row in answers} == {row["probabilities"]["bad"] for row in answers}
     if method.name != "full":
         assert export(folder.path, tmp_path / "merged")["reload"]["agreement"] == 1
+        merged = open_merged(tmp_path / "merged")
+        assert merged.task.alarms == tuned.task.alarms
+        assert {row["image"]: row["predicted"] for row in answer_pictures(merged, places["test"])[0]} == said
 
 
 def test_pictures_of_another_size_than_the_models(make, tmp_path) -> None:
