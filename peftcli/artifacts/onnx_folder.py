@@ -91,23 +91,31 @@ def export_onnx(
         "source": source,
     }
     with atomic.folder(to) as partial:
-        onnx_graph.write(model, _example(probes), partial / FILE)
-        ready = {IN_PYTORCH: model, FILE: onnx_graph.Exported(partial / FILE)}
-        if int8:
-            onnx_graph.quantise(partial / FILE, partial / FILE_INT8)
-            ready[FILE_INT8] = onnx_graph.Exported(partial / FILE_INT8)
-        for name in list(ready)[1:]:
-            drift = compare(outputs(ready[name], probes), told_NV, base_NV)
+        written = _files(partial, model, probes, int8)
+        for name, exported in written.items():
+            drift = compare(outputs(exported, probes), told_NV, base_NV)
             report["files"][name] = {
                 "bytes": sum(part.stat().st_size for part in partial.glob(f"{name}*")),
                 "drift": asdict(_within(drift) if name == FILE else _near(drift)),
-                "latency": onnx_graph.latency(ready[name], _row(probes)),
+                "latency": onnx_graph.latency(exported, _row(probes)),
             }
-        report["measured_rows"] = _measure(tuned, ready, report["files"])
+        report["measured_rows"] = _measure(tuned, {IN_PYTORCH: model, **written}, report["files"])
         _write_words(tuned, partial)
         lineage = adapter.portable(tuned.lineage) | {"onnx": report}
         adapter.describe(partial, lineage, card.onnx(lineage, tuned.tokenizer, _told(run)))
     return report | {"folder": str(to), "notes": notes}
+
+
+def _files(
+    folder: Path, model: nn.Module, probes: list[dict[str, Tensor]], int8: bool
+) -> dict[str, onnx_graph.Exported]:
+    """Write the graph, with 8-bit weights too if asked, and open what was written."""
+    onnx_graph.write(model, _example(probes), folder / FILE)
+    found = {FILE: onnx_graph.Exported(folder / FILE)}
+    if int8:
+        onnx_graph.quantise(folder / FILE, folder / FILE_INT8)
+        found[FILE_INT8] = onnx_graph.Exported(folder / FILE_INT8)
+    return found
 
 
 def _check(run: RunFolder, config: RunConfig) -> None:
