@@ -35,7 +35,12 @@ ENOUGH = 20
 
 
 def measure(
-    model: nn.Module, forms: Sequence[Form], batches: Sequence[dict[str, Tensor]], chosen: str, device: torch.device
+    model: nn.Module,
+    forms: Sequence[Form],
+    batches: Sequence[dict[str, Tensor]],
+    chosen: str,
+    device: torch.device,
+    patience: float = 1.0,
 ) -> dict[str, Any]:
     """Count and time every form.
 
@@ -45,6 +50,7 @@ def measure(
         batches: Inputs of the forward pass, of so many rows as `ROWS` says each; the smallest first.
         chosen: Precision of the arithmetic.
         device: Where the model is.
+        patience: Times as long, and as many turns, as `SECONDS` and `TURNS` say.
 
     Returns:
         `rows`, one for each form: `form`, `parameters`, `nonzero`, `file_bytes`, `flops` of one row's matrix products,
@@ -62,7 +68,7 @@ def measure(
                 continue
             for row, form in zip(rows, forms, strict=True):
                 row["memory"] = _held(model, form, batch)
-            done[_rows(batch)] = _time(model, forms, batch, device)
+            done[_rows(batch)] = _time(model, forms, batch, device, patience)
     for place, row in enumerate(rows):
         row["latency"] = {str(size): found[place] for size, found in done.items()}
     model.train(was_training)
@@ -146,18 +152,19 @@ def _affordable(
 
 
 def _time(
-    model: nn.Module, forms: Sequence[Form], batch: dict[str, Tensor], device: torch.device
+    model: nn.Module, forms: Sequence[Form], batch: dict[str, Tensor], device: torch.device, patience: float
 ) -> list[dict[str, Any]]:
     """All forms in turn, each turn from another one on; the first does not count where there are others."""
     turns: list[list[float]] = []
     began = time.perf_counter()
-    while len(turns) < 2 or (len(turns) <= TURNS and time.perf_counter() < began + SECONDS):
+    until = began + SECONDS * patience
+    while len(turns) < 2 or (len(turns) <= TURNS * patience and time.perf_counter() < until):
         turn, first = [0.0] * len(forms), len(turns) % len(forms)
         for place in (*range(first, len(forms)), *range(first)):
             with put(model, forms[place]):
                 turn[place] = _once(model, batch, device)
         turns.append(turn)
-        if len(turns) == 1 and sum(turn) > SECONDS:
+        if len(turns) == 1 and sum(turn) > SECONDS * patience:
             break
     turns = turns[1:] or turns
     return [
