@@ -132,7 +132,9 @@ def _rows(gallery: Any, chosen: np.ndarray, labels: np.ndarray) -> Any:
     from peftcli.data.rows import Rows
 
     rows = [{**gallery.rows[int(i)], "labels": [int(label)]} for i, label in zip(chosen, labels, strict=True)]
-    return replace(gallery, rows=Rows.from_list(rows), lengths=[1] * len(rows), place=gallery.place[chosen])
+    return replace(
+        gallery, rows=Rows.from_list(rows), lengths=[1] * len(rows), kept=[gallery.kept[at] for at in chosen]
+    )
 
 
 @contextmanager

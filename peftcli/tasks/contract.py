@@ -51,6 +51,8 @@ class Encoded:
     """`rows`, `tokens` and `trained_tokens` that are left, rows `truncated` among them, rows `dropped` before."""
     bad: list[Mistake] = field(default_factory=list)
     """What is wrong with rows that only a look inside could find: they are `dropped`, and `data.bad_rows` has a say."""
+    kept: list[int] | None = None
+    """Positions in the source of the rows that are left; None where all are."""
 
     @classmethod
     def of_prompts(cls, prompts: list[list[int]]) -> Encoded:
@@ -204,7 +206,9 @@ class Task(ABC):
             "dropped": len(lengths) - len(kept),
         }
         columns = Rows(found.table.select([name for name in COLUMNS if name in found.column_names]))
-        return Encoded(columns.select(kept) if counts["dropped"] else columns, [lengths[i] for i in kept], counts)
+        if not counts["dropped"]:
+            return Encoded(columns, lengths, counts)
+        return Encoded(columns.select(kept), [lengths[i] for i in kept], counts, kept=kept)
 
     def collate(
         self,

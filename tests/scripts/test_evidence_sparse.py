@@ -68,7 +68,7 @@ def test_wrong_labels_are_so_many_of_each_class() -> None:
 
 def material() -> Material:
     rows = [{"row": i, "name": f"{i}.png", "labels": [int(i % 3 == 0)]} for i in range(90)]
-    whole = Gallery(Rows.from_list(rows), [1] * 90, {"rows": 90}, [], None, np.arange(90) * 2)
+    whole = Gallery(Rows.from_list(rows), [1] * 90, {"rows": 90}, [], list(range(0, 180, 2)))
     return Material(None, None, None, whole, whole, whole)
 
 
@@ -82,7 +82,7 @@ def test_few_labels_are_drawn_by_class_and_a_quarter_is_kept_back() -> None:
         labels = [labels[0] for labels in part.rows["labels"]]
         assert (len(part), sum(labels)) == (count, count // 2)
         assert labels == [int(row % 3 == 0) for row in part.rows["row"]]
-        assert part.place.tolist() == [2 * row for row in part.rows["row"]]
+        assert part.kept == [2 * row for row in part.rows["row"]]
     assert not set(clean.train.rows["row"]) & set(clean.validation.rows["row"])
     assert wrong.train.rows["row"] == clean.train.rows["row"] != other.train.rows["row"]
     turned = sum(

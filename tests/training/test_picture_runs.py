@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,6 +84,17 @@ def test_a_run_learns_and_is_found_again(make, places, tmp_path, kind, method) -
         merged = open_merged(tmp_path / "merged")
         assert merged.task.alarms == tuned.task.alarms
         assert {row["image"]: row["predicted"] for row in answer_pictures(merged, places["test"])[0]} == said
+
+
+def test_rows_that_cannot_be_read_are_not_compared(places, tmp_path) -> None:
+    shutil.copytree(places["test"], tmp_path / "test")
+    for broken in sorted((tmp_path / "test" / "bad").iterdir())[1:]:
+        broken.write_bytes(b"no picture")
+    files = {"train": places["train"], "test": tmp_path / "test"}
+    folder = pictures.make_run(places["vit"], files, tmp_path / "runs", method=LinearProbe(), data={"bad_rows": "skip"})
+    report = run(folder.path, quiet=True)
+    found = {row["name"]: row["metrics"] for row in report["quality"]["rows"]}
+    assert found["majority class"]["accuracy"] == pytest.approx(8 / 9)  # of 16 rows: 8 / 16
 
 
 def test_pictures_of_another_size_than_the_models(make, tmp_path) -> None:
