@@ -149,7 +149,7 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         share = config.dropout if self.training else 0.0
         if stride is None:
             z_NR = ACTIVATIONS[config.activation](functional.linear(x.reshape(-1, x.shape[-1]), D_RI, b_R))
-            return functional.linear(_drop(z_NR, share, len(x)), U_ER, c_E)
+            return functional.linear(_drop(z_NR, share, x.shape[0]), U_ER, c_E)
         if not len(D_RI):  # a bias is left; convolutions have at least one channel
             D_RI, b_R, U_ER = D_RI.new_zeros(1, x.shape[1]), None, U_ER.new_zeros(len(U_ER), 1)
         step = stride if config.placement == "parallel" else 1
