@@ -76,6 +76,11 @@ def survey(config: RunConfig) -> Survey:
 
 def _pictures(task: ImagesTask, splits: sources.Splits, present: dict[str, Rows]) -> Survey:
     """Nothing is encoded: what a model sees of a picture is the picture."""
+    error = None
+    try:
+        task.fit(splits)
+    except (UserError, CheckFailed) as mistake:
+        error = mistake
     rows, sheets = pictures.describe(present, task.labels_of, task.config.animated)
     rows["notes"] = splits.notes + rows["notes"]
     skipped = {split: dict(reasons) for split, reasons in splits.counts["skipped"].items()}
@@ -83,12 +88,7 @@ def _pictures(task: ImagesTask, splits: sources.Splits, present: dict[str, Rows]
         for problem in problems:
             told, why = skipped.setdefault(split, {}), f"picture is {problem['kind']}"
             told[why] = told.get(why, 0) + 1
-    found = Survey({"fingerprint": splits.fingerprint, "skipped": skipped, **rows}, sheets=sheets)
-    try:
-        task.fit(splits)
-    except (UserError, CheckFailed) as error:
-        found.error = error
-    return found
+    return Survey({"fingerprint": splits.fingerprint, "skipped": skipped, **rows}, sheets=sheets, error=error)
 
 
 def _encode(found: Survey, task: Task, splits: dict[str, Rows], config: RunConfig) -> None:
