@@ -20,6 +20,7 @@ from peftcli.artifacts.lineage import digests
 from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
 from peftcli.models import packed
 from peftcli.models.checkpoint import quiet
+from peftcli.models.image_reader import ImageReader
 
 CONFIG, WEIGHTS, LINEAGE = "adapter_config.json", "adapter_model.safetensors", "lineage.json"
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
@@ -27,7 +28,13 @@ PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 log = logging.getLogger(__name__)
 
 
-def save(model: PeftModel, folder: Path, lineage: dict[str, Any], metrics: dict[str, dict[str, float]]) -> None:
+def save(
+    model: PeftModel,
+    folder: Path,
+    lineage: dict[str, Any],
+    metrics: dict[str, dict[str, float]],
+    reader: ImageReader | None = None,
+) -> None:
     """Write the adapter's folder whole: config, weights, lineage, model card.
 
     Args:
@@ -35,6 +42,7 @@ def save(model: PeftModel, folder: Path, lineage: dict[str, Any], metrics: dict[
         folder: Replaced if it is there.
         lineage: From `lineage.collect`.
         metrics: For the card: values by name of what was measured (`tuned`, `untouched base`) and metric.
+        reader: Of a model of pictures, which the adapter may have been trained on in another size than its own.
 
     Raises:
         UserError: The folder cannot be written to.
@@ -49,6 +57,8 @@ def save(model: PeftModel, folder: Path, lineage: dict[str, Any], metrics: dict[
         # "auto" would ask the hub whether the vocabulary was resized; bases are never resized here.
         model.save_pretrained(str(partial), selected_adapters=["default"], save_embedding_layers=False)
         _sort_sets(partial / CONFIG, config)
+        if reader is not None:
+            reader.save_pretrained(partial)
         describe(partial, lineage, card.adapter(lineage, kind, base_class, metrics))
 
 
@@ -182,7 +192,7 @@ def check_safe(folder: Path, wanted: str) -> None:
 
 def save_model(
     model: PreTrainedModel,
-    tokenizer: PreTrainedTokenizerBase | None,
+    tokenizer: PreTrainedTokenizerBase | ImageReader | None,
     folder: Path,
     lineage: dict[str, Any],
     metrics: dict[str, dict[str, float]],
@@ -220,8 +230,9 @@ def load_model(kind: type[PreTrainedModel], folder: Path, **arguments: Any) -> P
     return model
 
 
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> None:
-    """Write model and tokenizer to a folder in Transformers' own layout, without this machine's paths."""
+def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ImageReader | None, folder: Path) -> None:
+    """Write model and tokenizer or image reader to a folder in Transformers' own layout, without this machine's
+    paths."""
     was = model.config._name_or_path
     model.config._name_or_path = _name(was)
     try:

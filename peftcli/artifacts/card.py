@@ -6,6 +6,7 @@ import json
 import string
 from typing import Any
 
+from peftcli.artifacts import card_onnx, card_pictures
 from peftcli.models.quantized import ARGUMENTS, PIP
 from peftcli.tasks.layouts import CONVERSATION
 
@@ -46,12 +47,26 @@ PARTS = {"base": "base model", "data": "training data"}
 
 def adapter(lineage: dict[str, Any], kind: str, base_class: str, metrics: dict[str, dict[str, float]]) -> str:
     """The card of an adapter of PEFT type `kind` on a base of a Transformers class."""
-    return _card(lineage, f"{kind} adapter", "peft", _load_adapter(lineage, base_class), metrics)
+    code = _load_adapter(lineage, base_class) + "\n".join(_ask(lineage, base_class, whole=False))
+    return _card(lineage, f"{kind} adapter", "peft", code, metrics)
 
 
 def model(lineage: dict[str, Any], kind: str, metrics: dict[str, dict[str, float]]) -> str:
     """The card of a whole model of the Transformers class `kind`."""
-    return _card(lineage, kind, "transformers", LOAD_MODEL.format(auto=_auto(kind), imports=_head(kind)), metrics)
+    code = LOAD_MODEL.format(auto=_auto(kind), imports=_head(kind))
+    code = card_pictures.reads(code) if _of_pictures(lineage) else code
+    return _card(lineage, kind, "transformers", code + "\n".join(_ask(lineage, kind, whole=True)), metrics)
+
+
+def onnx(lineage: dict[str, Any], reader: Any, metrics: dict[str, dict[str, float]]) -> str:
+    """The card of a folder with a model as ONNX; the lineage has its report, and `reader` is the task's."""
+    task, report = lineage["task"], lineage["onnx"]
+    if _of_pictures(lineage):
+        code = "\n".join([card_onnx.of_pictures(task, reader).rstrip(), *card_pictures.verdict(lineage)]) + "\n"
+    else:
+        code = card_onnx.of_text(lineage, _prompt(task["prompt"]), _ids(task).replace('"pt"', '"np"'))
+    card = _card(lineage, "ONNX model", "onnx", code, metrics | card_onnx.metrics(report))
+    return "\n".join([card, *card_onnx.files(report)])
 
 
 def _card(lineage: dict[str, Any], what: str, library: str, code: str, metrics: dict[str, dict[str, float]]) -> str:
@@ -82,7 +97,6 @@ def _card(lineage: dict[str, Any], what: str, library: str, code: str, metrics: 
             *_table(metrics),
             "```python",
             code.rstrip(),
-            *_ask(lineage),
             "```",
             "",
             _licence(lineage),
@@ -121,9 +135,15 @@ def _load_adapter(lineage: dict[str, Any], base_class: str) -> str:
         said = ", ".join(f"{name}={value!r}" for name, value in ARGUMENTS[bits].items())
         imports += f"from transformers import BitsAndBytesConfig  # {PIP}\n\nbits = BitsAndBytesConfig({said})\n"
     count = len(lineage.get("labels") or [])
-    labels = f", num_labels={count}" if auto == "SequenceClassification" and count else ""
+    labels = f", num_labels={count}" if auto.endswith("Classification") and count else ""
+    labels += ", ignore_mismatched_sizes=True" if _of_pictures(lineage) else ""
     more = labels + (", quantization_config=bits" if bits else "")
-    return LOAD_ADAPTER.format(auto=auto, imports=imports, version=lineage["package_version"], where=where, more=more)
+    code = LOAD_ADAPTER.format(auto=auto, imports=imports, version=lineage["package_version"], where=where, more=more)
+    return card_pictures.reads(code) if _of_pictures(lineage) else code
+
+
+def _of_pictures(lineage: dict[str, Any]) -> bool:
+    return (lineage.get("task") or {}).get("type") == "images"
 
 
 def _asked(lineage: dict[str, Any]) -> dict[str, str]:
@@ -131,6 +151,8 @@ def _asked(lineage: dict[str, Any]) -> dict[str, str]:
     task = lineage.get("task")
     if not task:
         return {}
+    if _of_pictures(lineage):
+        return card_pictures.facts(lineage)
     facts = {"task": task["type"], "prompt": f"`{json.dumps(task['prompt'], ensure_ascii=False)}`"}
     if task["type"] == "generation":
         return facts | {"template": task["template"]}
@@ -143,11 +165,13 @@ def _asked(lineage: dict[str, Any]) -> dict[str, str]:
     return facts | {"longest prompt": f"{task['max_length']} tokens; longer texts were cut at their end"}
 
 
-def _ask(lineage: dict[str, Any]) -> list[str]:
+def _ask(lineage: dict[str, Any], kind: str, whole: bool) -> list[str]:
     """Lines of Python that put one row to the model; none where the lineage does not say how."""
     task, labels, tokens = (lineage.get(key) for key in ("task", "labels", "label_tokens"))
     if not task:
         return []
+    if _of_pictures(lineage):
+        return card_pictures.ask(lineage, kind, whole)
     prompt = f"\nprompt = {_prompt(task['prompt'])}"
     if task["type"] == "generation":
         return [prompt, _ids(task), ANSWER.format(most=task["max_new_tokens"]).rstrip()]
@@ -159,7 +183,7 @@ def _ask(lineage: dict[str, Any]) -> list[str]:
 
 
 def _ids(task: dict[str, Any]) -> str:
-    if task["template"] == "plain":
+    if task.get("template", "plain") == "plain":
         return 'ids = tokenizer(prompt, return_tensors="pt").input_ids'
     system = f'{{"role": "system", "content": {json.dumps(task["system"])}}}, ' if task["system"] is not None else ""
     return (

@@ -15,15 +15,14 @@ from peftcli.artifacts.tuned import Tuned, find, open_tuned
 from peftcli.config import rerun
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import RunConfig
-from peftcli.data.collate import pad
 from peftcli.data.single import read_split
 from peftcli.methods import registry as methods
 from peftcli.models.precision import DTYPES
-from peftcli.tasks.tokens import pad_id
 
 PROBE_ROWS = 32
 """Rows that merged and unmerged outputs are compared on."""
 PROBE_BATCH = 4
+INPUTS = ("input_ids", "attention_mask", "pixel_values")
 
 
 def export(
@@ -55,13 +54,13 @@ def export(
     run = find(path)
     config = rerun.load(run.config, overrides)
     _check(run, config)
-    _check_place(to, overwrite)
+    check_place(to, overwrite)
     tuned = open_tuned(run.path, overrides, force=force)
     wanted = next(tuned.model.get_base_model().parameters()).dtype if dtype == "same" else DTYPES[dtype]
     # The base as rounded as in training, for that is what was measured; the comparison itself in float32, so that it
     # sees what rounding does to the merged weights and no noise of 16-bit arithmetic.
     tuned.model.float()
-    probes, source, notes = _probes(tuned)
+    probes, source, notes = probes_of(tuned)
     told = run.read_report()["quality"]["rows"]
     report = merge(
         tuned.model,
@@ -73,7 +72,7 @@ def export(
         dtype=wanted,
         metrics={"tuned, before merging": next((row["metrics"] for row in told if row["name"] == "tuned"), {})},
     )
-    compared = sum(len(probe["input_ids"]) for probe in probes)
+    compared = sum(len(next(iter(probe.values()))) for probe in probes)
     return report | {"folder": str(to), "rows": compared, "source": source, "notes": notes}
 
 
@@ -86,10 +85,14 @@ def _check(run: RunFolder, config: RunConfig) -> None:
     if not method.capabilities.merges:
         kind = getattr(config.method, "type", "") or config.method.name
         what = f"an adapter of method {kind} is no change of the base's weights, so it cannot be merged into them"
-        raise UserError(Mistake(what, hint=f"use the adapter itself: {run.adapter}"))
+        hint = f"use the adapter itself: {run.adapter}"
+        if not adapter.read_config(run.adapter).is_prompt_learning:
+            hint += f"; or a graph with its modules in it: peft merge {run.path} --to DIR --onnx"
+        raise UserError(Mistake(what, hint=hint))
 
 
-def _check_place(to: Path, overwrite: bool) -> None:
+def check_place(to: Path, overwrite: bool) -> None:
+    """Raises UserError where a folder is taken: by anything but an earlier merge, or by one that is to be kept."""
     if not to.exists() or (to.is_dir() and not any(to.iterdir())):
         return
     if not to.is_dir() or not (to / adapter.LINEAGE).is_file():
@@ -99,21 +102,31 @@ def _check_place(to: Path, overwrite: bool) -> None:
         raise UserError(Mistake(f"{to} is already there, an earlier merge", "--to", hint=hint))
 
 
-def _probes(tuned: Tuned) -> tuple[list[dict[str, torch.Tensor]], str, list[str]]:
+def split_of(tuned: Tuned) -> str:
+    """The split that the run was measured on; the training rows where there was none."""
+    measured = tuned.run.read_report()["quality"]
+    return measured["split"] if measured["rows_measured"] else "train"
+
+
+def probes_of(tuned: Tuned) -> tuple[list[dict[str, torch.Tensor]], str, list[str]]:
     """Real inputs in batches, where they are from, and notes: held-out rows, else the texts that the report shows."""
-    report, notes = tuned.run.read_report(), []
-    split = report["quality"]["split"] if report["quality"]["rows_measured"] else "train"
+    report, notes, split = tuned.run.read_report(), [], split_of(tuned)
     try:
         rows, _ = read_split(tuned.config.data, tuned.task.needed, split)
         found = tuned.task.encode_split(rows[:PROBE_ROWS], tuned.tokenizer)
         tokens, source = found.take(range(len(found))), f"rows of the {split} split"
     except UserError as error:
+        if tuned.task.architecture == "image-classification":
+            raise
         words = tuned.task.tokens(tuned.tokenizer)
         texts = [example["input"] for example in report["examples"][:PROBE_ROWS]]
         tokens, source = [{"input_ids": words.start + words.ids(text)} for text in texts], "texts of the run's report"
         notes.append(f"the rows of the {split} split cannot be read: {error.mistakes[0].what}")
         if not texts:
             raise
-    batches = [pad(tokens[at : at + PROBE_BATCH], pad_id(tuned.tokenizer)) for at in range(0, len(tokens), PROBE_BATCH)]
-    named = ("input_ids", "attention_mask")
-    return [{name: batch[name].to(tuned.device) for name in named} for batch in batches], source, notes
+    batches = [
+        tuned.task.collate(tokens[at : at + PROBE_BATCH], tuned.tokenizer, multiple=1)
+        for at in range(0, len(tokens), PROBE_BATCH)
+    ]
+    probes = [{name: part.to(tuned.device) for name, part in batch.items() if name in INPUTS} for batch in batches]
+    return probes, source, notes

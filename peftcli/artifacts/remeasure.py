@@ -70,6 +70,7 @@ def remeasure(
             "rows_measured": len(encoded),
             "rows_generated": len(now.examples),
             "protocol": tuned.task.protocol(),
+            "answers": now.answers,
             "rows": [asdict(row) for row in measured],
         },
         "reported": reported,

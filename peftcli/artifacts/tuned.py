@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -86,13 +87,15 @@ def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool =
         adapter.read_config(folder)  # a missing or unsafe adapter is told before a large base is read
     lineage = adapter.read_lineage(folder)
     task = tasks.build(config.task, config.seed)
-    task.labels, task.shots = _labels(lineage, config, folder), lineage.get("shots") or []
+    _check_labels(lineage, config, folder)
+    task.recall(lineage)
     if whole:
-        settings = {"dtype": "auto", "attn_implementation": config.model.attention}
+        shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        settings = {"dtype": "auto", "attn_implementation": loading.attention(config.model, shape)}
         model: Any = adapter.load_model(loading.auto_class(task.architecture), folder, **settings)
         model = model.to(device)
         mamba_mixer.install(model)
-        words = loading.tokenizer(ModelConfig(str(folder), source="folder"))
+        words = task.reader(ModelConfig(str(folder), source="folder"))
     else:
         loaded = load_base(config, task, device)
         model, words = adapter.load(loaded.model, folder, force=force).to(device), loaded.tokenizer
@@ -133,12 +136,10 @@ def choose_device(launch: LaunchConfig) -> str:
 def load_base(config: RunConfig, task: Task, device: str) -> loading.LoadedModel:
     """The untouched base, in the type it had in training."""
     chosen = choose(config.training.precision, device)
-    return loading.load(config.model, chosen, task.architecture, task.labels, device=device)
+    return loading.load(config.model, chosen, task.architecture, task.labels, device=device, image_size=task.image_size)
 
 
-def _labels(lineage: dict[str, Any], config: RunConfig, folder: Path) -> list[str] | None:
-    labels = lineage.get("labels")
-    if labels is None and config.task.type == "classification":
+def _check_labels(lineage: dict[str, Any], config: RunConfig, folder: Path) -> None:
+    if lineage.get("labels") is None and config.task.type in ("classification", "images"):
         what = f"{folder / adapter.LINEAGE} does not say which labels were learnt"
         raise UserError(Mistake(what, hint="train it again with this version: the order of the labels is not known"))
-    return labels

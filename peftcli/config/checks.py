@@ -15,6 +15,7 @@ CHECKS = {
     "base-mismatch": "The adapter was trained on another base than the one it is loaded on.",
     "adapter-keys": "The adapter's file lacks tensors of this model, or has tensors that belong nowhere.",
     "merge-drift": "The merged model answers differently from the unmerged one, beyond the tolerance.",
+    "export-drift": "ONNX Runtime answers differently from the model that was exported, or cannot run it.",
     "identity-start": "Before the first step the model with the adapter already differs from the base.",
     "unsafe-weights": "The weights are a pickle or want to run code of their own.",
     "data-changed": "A run is continued on other rows than those it began with.",

@@ -5,10 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from peftcli.config.schema import AugmentConfig
+
 METRICS = {
     "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
     "generation": ("loss", "perplexity"),
-}
+    "images": (
+        "accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "recall_at_false_alarms",
+        "calibration_error", "exact_match", "loss",
+    ),
+}  # fmt: skip
 TEXTS = ("rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match")
 SCORED: dict[str, tuple[str, ...]] = {
     "text": (*TEXTS, "answer_accuracy"),
@@ -18,6 +24,9 @@ SCORED: dict[str, tuple[str, ...]] = {
     "sql": ("execution_match", *TEXTS),
 }
 """What each `task.scoring` measures on generated rows."""
+
+CHANGES = {name: off for name, off in vars(AugmentConfig()).items() if name != "randaugment_strength"}
+"""What changes a training picture, and the value that does not."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,18 @@ RULES = (
         lambda streaming, grouped: streaming and grouped,
         "data.streaming and training.group_by_length do not go together: lengths are not known beforehand",
         "add training.group_by_length=false",
+    ),
+    Rule(
+        ("data.where",),
+        lambda where: any(not isinstance(columns, dict) for columns in where.values()),
+        "data.where names no column of a split",
+        "for example data.where={train: {cell: mono}}",
+    ),
+    Rule(
+        ("data.where", "data.streaming"),
+        lambda where, streaming: streaming and "train" in where,
+        "data.where and data.streaming do not go together: training rows that are streamed are all used",
+        "remove data.where.train, or add data.streaming=false",
     ),
     Rule(
         ("data.source", "data.files"),
@@ -118,8 +139,64 @@ RULES = (
         "remove model.revision",
     ),
     Rule(
+        ("data.streaming", "task.type"),
+        lambda streaming, task: task == "images" and streaming,
+        "data.streaming is for text: pictures are read while training in any case",
+        "add data.streaming=false",
+    ),
+    Rule(
+        ("training.batch_tokens", "task.type"),
+        lambda tokens, task: task == "images" and tokens is not None,
+        "training.batch_tokens counts tokens, and a picture has none",
+        "give training.batch_size a number of pictures",
+    ),
+    Rule(
+        ("training.cache_features", "task.type"),
+        lambda cached, task: cached is True and task != "images",
+        "training.cache_features is for pictures: what a frozen part makes of a text depends on the batch's padding",
+        "add training.cache_features=auto",
+    ),
+    Rule(
+        ("training.cache_features", *(f"task.augment.{name}" for name in CHANGES)),
+        lambda cached, *changes: cached is True and changes != tuple(CHANGES.values()),
+        "training.cache_features keeps what the model makes of each picture, and task.augment changes them each time",
+        "add training.cache_features=auto, or remove task.augment",
+    ),
+    Rule(
+        ("training.cache_features", "launch.processes"),
+        lambda cached, processes: cached is True and processes > 1,
+        "training.cache_features is for one process: each of several would keep all pictures",
+        "add training.cache_features=auto, or launch.processes=1",
+    ),
+    Rule(
+        ("task.positive", "task.multilabel"),
+        lambda positive, several: positive is not None and several,
+        "task.positive is for two labels of which a picture has one, and task.multilabel is on",
+        "remove task.positive, or add task.multilabel=false",
+    ),
+    Rule(
+        ("task.best_metric", "task.type", "task.multilabel"),
+        lambda metric, task, several: task == "images" and metric == "exact_match" and not several,
+        "task.best_metric=exact_match is for pictures with several labels; with one it is the accuracy",
+        "add task.best_metric=accuracy",
+    ),
+    Rule(
+        ("task.balanced_sampling", "task.multilabel"),
+        lambda balanced, several: balanced and several,
+        "task.balanced_sampling needs one label a picture, and task.multilabel is on",
+        "add task.class_weights=true instead",
+    ),
+    Rule(
+        ("task.label_smoothing", "task.multilabel"),
+        lambda share, several: share > 0 and several,
+        "task.label_smoothing needs one label a picture, and task.multilabel is on",
+        "add task.label_smoothing=0",
+    ),
+    Rule(
         ("method.name", "task.type", "task.head"),
-        lambda method, task, head: method == "linear_probe" and (task != "classification" or head != "linear"),
+        lambda method, task, head: (
+            method == "linear_probe" and task != "images" and (task != "classification" or head != "linear")
+        ),
         "method linear_probe trains a linear head, and this task has none",
         "use a classification task with task.head=linear",
     ),
@@ -146,6 +223,24 @@ RULES = (
         lambda warmup: isinstance(warmup, float) and warmup == 1,
         "method.warmup takes all steps, and leaves none to train what it selects",
         "for a single step write method.warmup=1",
+    ),
+    Rule(
+        ("method.probe", "method.few", "method.final"),
+        lambda *shares: sum(shares) >= 1,
+        "method.probe, method.few and method.final leave no steps for the stage that prunes",
+        "together they must stay below 1",
+    ),
+    Rule(
+        ("method.wide", "method.sparsity"),
+        lambda wide, sparsity: wide > 1 and sparsity != "auto",
+        "method.wide decides the sparsity, 1 - 1/wide, and method.sparsity is a number",
+        "add method.sparsity=auto; or method.wide=1, and a larger method.r",
+    ),
+    Rule(
+        ("method.chosen", "method.few"),
+        lambda chosen, few: chosen is not None and few == 0,
+        "method.chosen goes by what the second stage shows, and method.few=0 leaves it no steps",
+        "for example method.few=0.2",
     ),
     Rule(
         ("method.energy", "method.rank"),

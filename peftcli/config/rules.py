@@ -23,6 +23,16 @@ RANGES: dict[str, tuple[float, float]] = {
     "task.max_length": (1, inf),
     "task.max_new_tokens": (1, inf),
     "task.generated_rows": (0, inf),
+    "task.image_size": (8, 4096),
+    "task.label_smoothing": (0, 1 - 1e-9),
+    "task.false_alarms": (0, 1 - 1e-9),
+    "task.augment.crop": (_TINY, 1),
+    "task.augment.colour": (0, 1),
+    "task.augment.rotation": (0, 180),
+    "task.augment.randaugment": (0, inf),
+    "task.augment.randaugment_strength": (0, 30),
+    "task.augment.mixup": (0, inf),
+    "task.augment.cutmix": (0, inf),
     "task.beams": (1, inf),
     "task.samples": (1, inf),
     "task.temperature": (_TINY, inf),
@@ -63,11 +73,28 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.max_rank": (1, inf),
     "method.loss_increase": (0, 1 - 1e-9),
     "method.iterations": (1, inf),
+    "method.sparsity": (0, 1 - 1e-9),
+    "method.wide": (1, inf),
+    "method.floor": (0, inf),
+    "method.l1": (0, inf),
+    "method.group": (0, inf),
+    "method.probe": (0, 1 - 1e-9),
+    "method.few": (0, 1 - 1e-9),
+    "method.final": (0, 1 - 1e-9),
+    "method.guard": (0, inf),
     "seed": (0, 2**32 - 1),
     "data.seed": (0, 2**32 - 1),
 }
 """Lowest and highest value of a number, or of each number in a list."""
-AMOUNTS = {"method.channels": 1, "method.states": 1, "method.pruned": 0, "method.warmup": 1}
+AMOUNTS = {
+    "method.channels": 1,
+    "method.states": 1,
+    "method.pruned": 0,
+    "method.warmup": 1,
+    "method.last_blocks": 1,
+    "method.few_blocks": 1,
+    "method.chosen": 1,
+}
 """Lowest count where a whole number is a count and any other number a share; a share is above 0 and at most 1."""
 
 
@@ -151,7 +178,7 @@ def _version(where: _Where) -> Iterator[Mistake]:
 
 
 def _splits(where: _Where) -> Iterator[Mistake]:
-    for key in ("data.rows", "data.files", "data.splits"):
+    for key in ("data.rows", "data.files", "data.splits", "data.where"):
         given = where.get(key)
         for split in given if isinstance(given, dict) else ():
             if split not in SPLITS:

@@ -43,6 +43,8 @@ class ModelConfig:
     and embedding stay whole."""
     attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
     """Attention kernel, by its name in Transformers."""
+    batch_norm: Literal["frozen", "trained"] = "frozen"
+    """BatchNorm stays as it is, its statistics too, or all of it is trained and saved with the adapter."""
     shape: dict[str, Any] = field(default_factory=dict)
     """The checkpoint's configuration (`model_type`, `hidden_size`, ...), so that counting needs no network."""
 
@@ -60,13 +62,16 @@ class DataConfig:
     revision: str | None = None
     """Branch, tag or commit on the hub."""
     files: dict[str, Any] = field(default_factory=dict)
-    """Local files by split, paths or globs from the current folder: `{train: [a.jsonl, b/*.jsonl], test: c.csv}`."""
+    """Local files by split, paths or globs from the current folder: `{train: [a.jsonl, b/*.jsonl], test: c.csv}`; for
+    pictures also a folder with a sub-folder for each class."""
     format: Literal["auto", "jsonl", "csv", "parquet"] = "auto"
     """Format of local files; auto goes by the file's ending."""
     columns: dict[str, str] = field(default_factory=dict)
     """What the task needs, and the column that holds it: `{text: body, label: topic}`."""
     splits: dict[str, str] = field(default_factory=dict)
     """Names of the source's splits where they differ from train, validation, test: `{validation: dev}`."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """Rows of a split to use, by column of the source and value: `{train: {cell: mono}, test: {cell: [poly]}}`."""
     validation_share: float = 0.1
     """Share of the training rows set aside where the source has no validation split."""
     test_share: float = 0.0
@@ -154,6 +159,61 @@ class GenerationConfig:
 
 
 @dataclass
+class AugmentConfig:
+    """Changes drawn anew each time a training picture is read; none reaches validation or test."""
+
+    flip: bool = False
+    """Mirror left and right, half of the time."""
+    flip_vertical: bool = False
+    """Mirror top and bottom, half of the time; for pictures without an up and down."""
+    crop: float = 1.0
+    """Smallest share of a picture's area that a random crop keeps, scaled back to the whole; 1 does not crop."""
+    colour: float = 0.0
+    """Largest change of brightness, contrast and saturation, each as a share of what it was."""
+    rotation: float = 0.0
+    """Largest turn in degrees, either way; uncovered corners become mid grey."""
+    randaugment: int = 0
+    """Operations of RandAugment a picture goes through, drawn from its fourteen; 0 is off."""
+    randaugment_strength: float = 9.0
+    """Strength of RandAugment's operations, from 0 to 30."""
+    mixup: float = 0.0
+    """Alpha of mixup: pictures become weighted sums with others of the same step, labels likewise; 0 is off."""
+    cutmix: float = 0.0
+    """Alpha of cutmix: a part of each picture comes from another, labels by area; with mixup, one of them a step."""
+
+
+@dataclass
+class ImageConfig:
+    """Pictures, and the class or classes of each."""
+
+    type: Literal["images"] = "images"
+    """What is learnt."""
+    image_size: int | None = None
+    """Side in pixels of the square that the model sees; null takes the checkpoint's own."""
+    multilabel: bool = False
+    """A picture may have several labels, each with a probability of its own: a list, or one text with `|` between."""
+    positive: str | None = None
+    """Of two labels the one to be found, such as a defect: its probability is a picture's score. `auto` goes by their
+    names (bad, defective, ng, fault and the like, or beside good, ok, normal), and asks where they do not tell."""
+    false_alarms: float = 0.05
+    """Share of the other pictures that may be taken for `positive`: the score from which a picture is said to be it is
+    set by it on the validation split. A finished run takes another one: `peft predict RUN task.false_alarms=0.01`."""
+    class_weights: bool = False
+    """Rare classes count more in the loss: by the inverse of their share of the training rows."""
+    balanced_sampling: bool = False
+    """Each class comes equally often in an epoch; rows of rare classes repeat, some of the others wait."""
+    label_smoothing: float = 0.0
+    """Share of the target that is spread over all classes."""
+    animated: Literal["error", "first"] = "error"
+    """A file of several frames or pages: a row that cannot be used, or its first frame stands for all."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    """Random changes to the training pictures."""
+    best_metric: str = "accuracy"
+    """Metric that chooses the best checkpoint: accuracy, balanced_accuracy, f1_macro, auroc, average_precision,
+    recall_at_false_alarms, calibration_error or loss; with several labels also exact_match."""
+
+
+@dataclass
 class OptimConfig:
     """How the trained tensors move."""
 
@@ -197,6 +257,9 @@ class TrainingConfig:
     """Arithmetic of the forward pass; auto takes bf16 where the hardware has instructions for it."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: about a third more time, much less memory."""
+    cache_features: bool | Literal["auto"] = "auto"
+    """Pictures without random changes: compute what comes before the first trained block once for each, and keep it in
+    memory. Auto does where a stage sees them more than once and a quarter of the free memory is enough."""
     eval_every: int | Literal["epoch", "end"] = "epoch"
     """Measure the validation split after so many steps, each epoch, or at the end."""
     eval_batch_size: int = 16
@@ -251,7 +314,11 @@ class RehearsalConfig:
     """What holds with `model.weights=random`, unless the command line says otherwise."""
 
 
-TASKS: dict[str, type] = {"classification": ClassificationConfig, "generation": GenerationConfig}
+TASKS: dict[str, type] = {
+    "classification": ClassificationConfig,
+    "generation": GenerationConfig,
+    "images": ImageConfig,
+}
 
 
 @dataclass
@@ -262,7 +329,7 @@ class RunConfig:
     data: DataConfig
     method: Any
     """One of the methods' settings classes, by `method.name`."""
-    task: ClassificationConfig | GenerationConfig
+    task: ClassificationConfig | GenerationConfig | ImageConfig
     """One of `TASKS`, by `task.type`."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

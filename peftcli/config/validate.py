@@ -292,7 +292,16 @@ def schema_keys(chosen: dict[str, type]) -> list[str]:
         if group is None:
             found.append(item.name)
         else:
-            found += [f"{item.name}.{below.name}" for below in fields(group)]
+            found += _keys_below(item.name, group)
+    return found
+
+
+def _keys_below(path: str, group: Any) -> list[str]:
+    hints = get_type_hints(group)
+    found = []
+    for below in fields(group):
+        nested = hints[below.name]
+        found += _keys_below(f"{path}.{below.name}", nested) if is_dataclass(nested) else [f"{path}.{below.name}"]
     return found
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftcli.config.errors import Mistake, UserError, nearest
+from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.schema import DataConfig
 from peftcli.data.origins import Origin, places
 from peftcli.data.rows import Rows
 
 LIKELY = {
     "text": ("sentence", "content", "body", "document", "review", "tweet", "input"),
+    "image": ("img", "picture", "photo", "file", "file_name", "filename", "path", "image_path"),
     "label": ("labels", "class", "category", "topic", "target"),
     "prompt": ("question", "instruction", "input", "query", "source"),
     "completion": ("answer", "output", "response", "target", "summary"),
@@ -42,9 +43,21 @@ def mapping(config: DataConfig, needed: list[str], found: dict[str, Origin], not
         for name, column in wanted.items()
         if column not in there
     ]
+    mistakes += _conditions(config, found)
     if mistakes:
         raise UserError(*mistakes)
     return wanted
+
+
+def _conditions(config: DataConfig, found: dict[str, Origin]) -> list[Mistake]:
+    """What `data.where` asks of splits and columns that are not there."""
+    return [
+        unknown("column", column, there, f"data.where.{split}", f"columns of {where}")
+        for split, origin in found.items()
+        for where, there in origin.columns()
+        for column in config.where.get(split, {})
+        if column not in there
+    ]
 
 
 def _no_column(name: str, column: str, there: list[str], where: str) -> Mistake:
@@ -60,6 +73,8 @@ def empty(value: Any) -> bool:
     """Whether a needed value says nothing: None, NaN, blank text, an empty list."""
     if isinstance(value, str):
         return not value.strip()
+    if isinstance(value, dict):
+        return False
     return value is None or value != value or (isinstance(value, list) and not value)
 
 
@@ -81,6 +96,8 @@ def _empty_places(rows: Rows, name: str) -> list[int]:
         # Casts and no scalars: a Python number handed to Arrow would import pandas.
         blank = pc.invert(pc.utf8_length(pc.utf8_trim_whitespace(column)).cast(pa.bool_()))
         return pc.indices_nonzero(blank).to_pylist() + pc.indices_nonzero(pc.is_null(column)).to_pylist()
+    if pa.types.is_struct(column.type):  # a picture: nothing is copied to look at it
+        return pc.indices_nonzero(pc.is_null(column)).to_pylist()
     return [i for i, value in enumerate(rows[name]) if empty(value)]
 
 
@@ -108,6 +125,20 @@ def some(bad: list[Mistake], total: int) -> str:
 def way_out(bad: Mistake) -> str:
     """What to do about a row that cannot be used, and rows like it."""
     return f"{bad.hint or 'mend them'}, or leave such rows out and count them: data.bad_rows=skip"
+
+
+def settled(split: str, bad: list[Mistake], total: int, policy: str) -> tuple[Mistake | None, str]:
+    """What bad rows come to: the mistake that stops a run, or the note of those left out; neither where there are none.
+
+    Args:
+        split: Whose rows they are.
+        bad: What is wrong with each.
+        total: Rows of the split, those included.
+        policy: `data.bad_rows`.
+    """
+    if bad and (policy == "error" or len(bad) == total):
+        return bad_rows(split, bad, total), ""
+    return None, f"{split}: left out {some(bad, total)}" if bad else ""
 
 
 def bad_rows(split: str, bad: list[Mistake], total: int) -> Mistake:

@@ -16,6 +16,7 @@ from peftcli.config import paths
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import DataConfig
 from peftcli.data import formats, hub
+from peftcli.data.images import places as pictures
 from peftcli.data.origin import Origin, numbered
 from peftcli.data.rows import Rows, whole_numbers
 
@@ -24,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 
 def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
     """The splits that a recipe names, by train, validation and test."""
-    named = {"files": config.files, "splits": config.splits, "rows": config.rows}
+    named = {"files": config.files, "splits": config.splits, "where": config.where, "rows": config.rows}
     mistakes = [
         unknown("split", key, SPLITS, f"data.{group}.{key}")
         for group, value in named.items()
@@ -40,12 +41,12 @@ def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
     if mistakes:
         raise UserError(*mistakes)
     if config.source == "files":
-        return _local(config)
+        return _local(config, notes)
     have = hub.find(config, notes) if config.source == "hub" else _here(config)
     return _chosen(config, have, notes)
 
 
-def _local(config: DataConfig) -> dict[str, Origin]:
+def _local(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
     origins: dict[str, Origin] = {}
     mistakes: list[Mistake] = []
     owner: dict[Path, str] = {}
@@ -55,6 +56,12 @@ def _local(config: DataConfig) -> dict[str, Origin]:
         if not patterns or not all(isinstance(p, str) for p in patterns):
             what = f"data.files.{split}={value!r} names no file"
             mistakes.append(Mistake(what, f"data.files.{split}", ("a path or glob", "a list of them")))
+            continue
+        if len(patterns) == 1 and _of_classes(folder := Path(patterns[0]).expanduser()):
+            try:
+                origins[split] = pictures.FolderOrigin(folder, split, notes)
+            except UserError as error:
+                mistakes += error.mistakes
             continue
         files: list[Path] = []
         taken = [name for other, named in config.files.items() if other != split for name in _listed(named)]
@@ -71,6 +78,13 @@ def _local(config: DataConfig) -> dict[str, Origin]:
     if mistakes:
         raise UserError(*mistakes)
     return origins
+
+
+def _of_classes(folder: Path) -> bool:
+    """Whether it is a folder that holds pictures, or sub-folders and no files of rows."""
+    if not folder.is_dir():
+        return False
+    return bool(pictures.files(folder)[0]) or not any(p.suffix.lower() in formats.ENDINGS for p in folder.iterdir())
 
 
 def _listed(value: Any) -> list:
@@ -121,6 +135,8 @@ class FileOrigin:
         for file, form in self.files:
             for where, row in formats.lines(file, form):
                 picked = {name: row.get(column) for name, column in mapping.items()} if isinstance(row, dict) else row
+                if isinstance(picked, dict) and pictures.COLUMN in picked:
+                    picked[pictures.COLUMN] = pictures.at(picked[pictures.COLUMN], file.parent)
                 yield where, picked
 
     def read(self, mapping: dict[str, str]) -> tuple[Rows, list[Mistake]]:
@@ -189,7 +205,10 @@ def _parquet_table(files: list[tuple[Path, str]], mapping: dict[str, str]) -> pa
             table = formats.parquet_file(file).read(columns=list(mapping.values()))
         except (OSError, pa.ArrowInvalid) as error:
             raise UserError(Mistake(f"damaged parquet file: {str(error).splitlines()[0]}", str(file))) from error
-        tables.append(pa.table({name: table.column(column) for name, column in mapping.items()}))
+        columns = {name: table.column(column) for name, column in mapping.items()}
+        if pictures.COLUMN in columns:
+            columns[pictures.COLUMN] = pictures.column(columns[pictures.COLUMN], file.parent)
+        tables.append(pa.table(columns))
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:

@@ -72,9 +72,10 @@ class Rows(Sequence):
         return compute.list_value_length(self.table.column(column)).to_pylist()
 
     def fingerprint(self) -> str:
-        """SHA-256 of names, types and values; not of chunking, file format or place."""
+        """SHA-256 of names, types and values; not of chunking, file format or place, nor of where pictures are."""
         digest = hashlib.sha256()
-        plain = self.table.cast(pa.schema([(field.name, _plain(field.type)) for field in self.table.schema]))
+        table = _placeless(self.table)
+        plain = table.cast(pa.schema([(field.name, _plain(field.type)) for field in table.schema]))
         with pa.ipc.new_stream(pa.PythonFile(_Hasher(digest), mode="w"), plain.schema) as stream:
             stream.write_table(plain.combine_chunks(), max_chunksize=65536)
         return digest.hexdigest()
@@ -101,6 +102,18 @@ class _Hasher:
     def flush(self) -> None: ...
 
     def close(self) -> None: ...
+
+
+def _placeless(table: pa.Table) -> pa.Table:
+    """Without the `file` of each picture, its place on this machine; its path in the source and its `id` stay."""
+    for place, field in enumerate(table.schema):
+        if not pa.types.is_struct(field.type) or field.type.get_field_index("file") < 0:
+            continue
+        kept = [child.name for child in field.type if child.name != "file"]
+        column = table.column(place).combine_chunks()
+        parts = [compute.struct_field(column, name) for name in kept]
+        table = table.set_column(place, field.name, pa.StructArray.from_arrays(parts, names=kept))
+    return table
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:

@@ -24,7 +24,7 @@ def generator(*key: object) -> np.random.Generator:
 
 
 class BatchSampler:
-    """Global batches of an epoch: every row exactly once, the last short batch kept.
+    """Global batches of an epoch: every row exactly once (but see `classes`), the last short batch kept.
 
     With `batch_tokens` the number of steps is the same in each epoch too: the lengths in a batch are drawn once per
     seed, and an epoch deals the rows anew among places of like length (within 1/16) and shuffles the batches.
@@ -35,6 +35,8 @@ class BatchSampler:
         batch_tokens: Tokens of a batch at most, padding included; a single longer row is a batch of its own.
         group_by_length: Put rows of like length together.
         seed: The run's seed.
+        classes: Class of each row, to have as many of each in an epoch: rows of a small class come several times, some
+            of a large one wait for a later epoch. None takes every row once.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class BatchSampler:
         batch_tokens: int | None = None,
         group_by_length: bool = False,
         seed: int = 0,
+        classes: list[int] | None = None,
     ):
         if isinstance(lengths, int) and (batch_tokens or group_by_length):
             raise ValueError("batches by tokens or by length need the length of every row")
@@ -52,6 +55,7 @@ class BatchSampler:
             raise ValueError("no rows to draw batches from")
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
         self.group_by_length, self.seed = group_by_length, seed
+        self._members = _by_class(classes) if classes else None
         self._epoch = lru_cache(maxsize=2)(self._batches)
         self._pattern = self._places() if batch_tokens else None
         self.steps_per_epoch = len(self._pattern) if self._pattern else math.ceil(len(self.lengths) / batch_size)
@@ -91,7 +95,7 @@ class BatchSampler:
 
     def _batches(self, epoch: int) -> list[np.ndarray]:
         draw = generator("order", self.seed, epoch)
-        order = draw.permutation(len(self.lengths))
+        order = draw.permutation(len(self.lengths)) if self._members is None else self._balanced(draw, epoch)
         if self._pattern:
             order = order[np.argsort(_cost(self.lengths)[order], kind="stable")]
             return [order[self._pattern[i]] for i in draw.permutation(len(self._pattern))]
@@ -100,6 +104,18 @@ class BatchSampler:
         order = self._grouped(order, MEGABATCH * self.batch_size)
         batches = [order[i : i + self.batch_size] for i in range(0, len(order), self.batch_size)]
         return [batches[i] for i in draw.permutation(len(batches))]
+
+    def _balanced(self, draw: np.random.Generator, epoch: int) -> np.ndarray:
+        """As many rows as there are, as many of each class as of any other, or one more."""
+        assert self._members is not None
+        least, more = divmod(len(self.lengths), len(self._members))
+        larger = {(epoch + i) % len(self._members) for i in range(more)}
+        taken = []
+        for place, members in enumerate(self._members):
+            wanted = least + (place in larger)
+            rounds = [draw.permutation(members) for _ in range(-(-wanted // len(members)))]
+            taken.append(np.concatenate(rounds)[:wanted])
+        return draw.permutation(np.concatenate(taken))
 
     def _grouped(self, order: np.ndarray, size: int) -> np.ndarray:
         """Sort by falling length within stretches of `size` rows."""
@@ -125,6 +141,12 @@ class BatchSampler:
                 current, longest = [], cost[row]
             current.append(row)
         return [*batches, place[current]]
+
+
+def _by_class(classes: list[int]) -> list[np.ndarray]:
+    """Rows of each class that there is."""
+    of_row = np.asarray(classes)
+    return [np.flatnonzero(of_row == one) for one in np.unique(of_row)]
 
 
 def _cost(lengths: np.ndarray) -> np.ndarray:

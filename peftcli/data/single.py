@@ -9,6 +9,7 @@ from typing import Any
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import DataConfig
 from peftcli.data import checking, formats, origins, sources
+from peftcli.data.images import places as pictures
 from peftcli.data.rows import Rows
 
 
@@ -82,6 +83,8 @@ def read_questions(
             bad.append(row)
             continue
         question = {name: row.get(column) for name, column in columns.items()}
+        if pictures.COLUMN in question:
+            question[pictures.COLUMN] = pictures.at(question[pictures.COLUMN], path.parent)
         if mistake := checking.problem(question, columns, asked, where):
             bad.append(mistake)
             continue

@@ -63,6 +63,23 @@ class Stage:
     start: Callable[[nn.Module], None] | None = None
     measured: bool = True
     """Whether the validation split is measured in it; where not, nothing of it can be the best."""
+    every: int | None = None
+    """Measure also after each so many of its steps, whatever `training.eval_every` says."""
+    stops_early: bool = True
+    """Whether `training.early_stopping` may end it."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """A form of the finished model whose costs the report compares with the others'.
+
+    Attributes:
+        name: What the report calls it.
+        modules: What stands in the place of the base model's modules of these names in this form; the others stay.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
 
 
 class Method(ABC):
@@ -86,15 +103,27 @@ class Method(ABC):
         raise NotImplementedError
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
-        """Groups of trained parameters, each `{"names": [...], "lr_scale": float}`; each trained tensor in just one."""
+        """Groups of trained parameters, each `{"names": [...], "lr_scale": float}`; each trained tensor in just one.
+
+        `"decays": False` spares a group's matrices the weight decay too.
+        """
         return [{"names": [n for n, p in model.named_parameters() if p.requires_grad], "lr_scale": 1.0}]
 
     def stages(self, total_steps: int) -> list[Stage]:
         """The stretches of training; their steps add up to `total_steps`."""
         return [Stage("train", total_steps)]
 
+    def take_optimiser(self, model: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+        """Called with each stage's optimiser before its first step, its state back in it where a run resumes."""
+
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after optimiser step `step` (counted from 1), with gradients still there."""
+
+    def measured(self, model: nn.Module, value: float, higher_is_better: bool, rows: int = 0) -> None:
+        """Called after each measurement of the validation split, before a checkpoint.
+
+        `value` is the task's metric on so many rows, 0 where that is not known.
+        """
 
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """A scalar added to the mean loss of every optimiser step, or None."""
@@ -109,6 +138,10 @@ class Method(ABC):
 
     def finish(self, model: nn.Module) -> None:
         """Called once after the last step, before the adapter is saved."""
+
+    def forms(self, model: nn.Module) -> list[Form]:
+        """The base first, then what it was made into; none where there is nothing to compare. After `finish`."""
+        return []
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """What the report shows of this method: `{"title", "x", "y", "labels"}` each."""

@@ -12,6 +12,7 @@ from peft.tuners.tuners_utils import check_target_module_exists
 from torch import nn
 
 from peftcli.config.errors import CheckFailed, Mistake, UserError
+from peftcli.models import batch_norm
 
 HALF = (torch.bfloat16, torch.float16)
 
@@ -36,6 +37,11 @@ def inject(model: nn.Module, config: Any, names: Iterable[str] | None = None) ->
     if names is not None:
         config.target_modules = compact(model, config, list(names))
     kind = getattr(config.peft_type, "value", config.peft_type)
+    if whole := _saved_whole(model):
+        if not hasattr(config, "modules_to_save"):
+            what = f"PEFT's {kind} cannot train a head beside it, and pictures need one"
+            raise UserError(Mistake(what, hint="take method=lora, or method=linear_probe"))
+        config.modules_to_save = [*(config.modules_to_save or ()), *whole]
     try:
         with warnings.catch_warnings():
             # PEFT 0.21 asks Transformers for a property that Transformers has renamed.
@@ -47,8 +53,10 @@ def inject(model: nn.Module, config: Any, names: Iterable[str] | None = None) ->
         if isinstance(error, RuntimeError) and "memory" in str(error):
             raise
         raise UserError(Mistake(f"PEFT's {kind} cannot be put into this model: {plain(error)}")) from error
-    if config.task_type == TaskType.SEQ_CLS and not _trains_head(wrapped):
-        raise UserError(Mistake(f"PEFT's {kind} cannot train a classification head", hint="use task.head=label_words"))
+    if has_head(model) and not _trains_head(wrapped):
+        text = type(model).__name__.endswith("ForSequenceClassification")
+        hint = "use task.head=label_words" if text else "leave the head out of method.targets, or take another method"
+        raise UserError(Mistake(f"PEFT's {kind} cannot train a classification head", hint=hint))
     _train_in_float32(wrapped)
     return wrapped
 
@@ -75,6 +83,25 @@ def _train_in_float32(model: nn.Module) -> None:
 
 def _cast_input(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
     return tuple(x.to(module.weight.dtype) for x in inputs)
+
+
+def has_head(model: nn.Module) -> bool:
+    """Whether a classification head stands on top of the model, drawn for the run's labels."""
+    return type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+
+
+def head_of(model: nn.Module) -> str:
+    """Name of the classification head: a linear layer, the last of a sequence in ResNet."""
+    name = "score" if hasattr(model, "score") else "classifier"
+    head = model.get_submodule(name)
+    return f"{name}.{len(head) - 1}" if isinstance(head, nn.Sequential) else name
+
+
+def _saved_whole(model: nn.Module) -> list[str]:
+    """Modules that are trained and saved as they are where PEFT does not know of them: the head of a model of
+    pictures, and each BatchNorm that is awake, with its statistics."""
+    pictures = type(model).__name__.endswith("ForImageClassification")
+    return ([head_of(model)] if pictures else []) + batch_norm.awake(model)
 
 
 def task_type(model: nn.Module) -> TaskType | None:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from peftcli.config.errors import UserError, unknown
-from peftcli.models import llama, mamba
+from peftcli.models import llama, mamba, resnet, vit
 from peftcli.models.family import Family
 
-FAMILIES: tuple[Family, ...] = (llama.FAMILY, mamba.FAMILY)
+FAMILIES: tuple[Family, ...] = (llama.FAMILY, mamba.FAMILY, vit.FAMILY, resnet.FAMILY)
 
 
 def find(name: str) -> Family:

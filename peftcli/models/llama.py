@@ -34,4 +34,5 @@ FAMILY = Family(
         "head": r"lm_head|score",
     },
     default_targets=("attention.q", "attention.v"),
+    blocks=r"layers\.\d+",
 )

@@ -1,11 +1,13 @@
-"""The base model and its tokenizer: from the hub, a fetched sample or a folder; or its shape alone, without weights.
+"""The base model and its tokenizer or image reader: from the hub, a fetched sample or a folder; or its shape alone,
+without weights.
 
-Always safetensors, never code from a checkpoint. Seed first where a head is drawn (`sequence-classification`).
+Always safetensors, never code from a checkpoint. Seed first where a head is drawn (all but `causal-lm`).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -13,15 +15,16 @@ import torch
 
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import ModelConfig
-from peftcli.models import byte_tokenizer, families, outline, quantized
+from peftcli.models import batch_norm, byte_tokenizer, families, image_reader, outline, quantized, vision
 from peftcli.models.checkpoint import check_weights, find_folder, plain_errors, quiet, where
 from peftcli.models.family import Family
+from peftcli.models.image_reader import ImageReader
 from peftcli.models.precision import DTYPES
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-Architecture = Literal["causal-lm", "sequence-classification"]
+Architecture = Literal["causal-lm", "sequence-classification", "image-classification"]
 HEADS = ("score.", "classifier.")
 RANDOM_WEIGHTS_SEED = 0
 RENAMED = frozenset({"rope_theta", "rope_scaling"})
@@ -35,19 +38,21 @@ class LoadedModel:
     Attributes:
         model: The Transformers model.
         family: Its family; one without roles where the architecture has no table here.
-        tokenizer: Its tokenizer, or None where there is none (on the meta device, or random weights of a folder or
-            of a small vocabulary).
+        tokenizer: Its tokenizer, or for pictures its image reader; None where there is none (on the meta device, or
+            random weights of a folder or of a small vocabulary).
         base_id: What the recipe calls the model.
         revision: The hub commit it came from.
         folder: The local folder it came from.
+        notes: What was done to it that the recipe did not ask for word by word.
     """
 
     model: PreTrainedModel
     family: Family
-    tokenizer: PreTrainedTokenizerBase | None
+    tokenizer: PreTrainedTokenizerBase | ImageReader | None
     base_id: str
     revision: str | None
     folder: Path | None
+    notes: list[str] = field(default_factory=list)
 
 
 def load(
@@ -57,6 +62,7 @@ def load(
     labels: list[str] | None,
     device: str = "cpu",
     meta: bool = False,
+    image_size: int | None = None,
 ) -> LoadedModel:
     """Load the base model, frozen.
 
@@ -67,6 +73,7 @@ def load(
         labels: Names of the classes, for a classification head.
         device: Where the weights go, straight from the file.
         meta: Build the shapes only: no weights, no tokenizer, and no network where `model.shape` is given.
+        image_size: Side of the pictures in pixels, where it is not the checkpoint's own.
 
     Raises:
         UserError: The model cannot be found or read, or is not what the recipe says.
@@ -77,32 +84,46 @@ def load(
     folder = None if meta and config.shape else find_folder(config)
     dtype = DTYPES[precision] if config.dtype == "auto" else getattr(torch, config.dtype)
     shape = _shape(config, folder, from_shape=meta or config.weights == "random")
-    if labels is not None and architecture == "sequence-classification":
+    former: dict[Any, str] = dict(shape.id2label or {})
+    if labels is not None and architecture != "causal-lm":
         shape.id2label, shape.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-    words = None if meta else tokenizer(config)
-    if words is not None:
+    pictures = architecture == "image-classification"
+    words: Any = None if meta else image_reader.find(config, image_size) if pictures else tokenizer(config)
+    if words is not None and not pictures:
         shape.pad_token_id = words.pad_token_id
     if config.quantization:
         _check_packing(config, shape)
         if not meta:
             quantized.check(config.quantization, device)
     bits = quantized.settings(config.quantization, DTYPES[precision]) if config.quantization and not meta else None
+    notes: list[str] = []
     if meta or config.weights == "random":
         model = _draw(config, shape, architecture, dtype, "meta" if meta else device, bits)
     else:
-        model = _read(config, folder, shape, architecture, dtype, device, bits)
+        model, drawn = _read(config, folder, shape, architecture, dtype, device, bits)
+        if labels is not None and architecture != "causal-lm":
+            notes += filter(None, [vision.new_head(model, None if drawn else former, labels)])
+    if pictures:
+        size = words.size if words else image_size
+        notes += words.notes if words else ()
+        if size:
+            vision.resize_positions(model, size)
+    batch_norm.widen(model)
+    if config.batch_norm == "frozen":
+        batch_norm.rest(model)
     mamba_mixer.install(model)
     if bits is not None:
         quantized.check_sizes(model)
         quantized.steady(model)
     model.requires_grad_(False)
-    model.config.use_cache = False
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.use_cache = True
-        if words is not None:
+        if words is not None and not pictures:
             model.generation_config.pad_token_id = words.pad_token_id
     revision = getattr(shape, "_commit_hash", None) or config.revision
-    return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder)
+    return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder, notes)
 
 
 def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
@@ -168,14 +189,25 @@ def _shape(config: ModelConfig, folder: Path | None, from_shape: bool) -> PreTra
     return shape
 
 
+def attention(config: ModelConfig, shape: Mapping[str, Any]) -> str:
+    """The attention kernel of a model of this shape; Transformers takes none but eager where there is no attention."""
+    return config.attention if "num_attention_heads" in shape else "eager"
+
+
 def auto_class(architecture: Architecture) -> Any:
     """Transformers' class that picks a checkpoint's own, knowing also what Transformers lacks."""
-    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+    import transformers
 
     from peftcli.models import mamba_gaps
 
     mamba_gaps.fill()
-    return AutoModelForCausalLM if architecture == "causal-lm" else AutoModelForSequenceClassification
+    if architecture == "image-classification":
+        batch_norm.keep_exact()
+    return {
+        "causal-lm": transformers.AutoModelForCausalLM,
+        "sequence-classification": transformers.AutoModelForSequenceClassification,
+        "image-classification": transformers.AutoModelForImageClassification,
+    }[architecture]
 
 
 def _check_packing(config: ModelConfig, shape: PreTrainedConfig) -> None:
@@ -204,7 +236,7 @@ def _draw(
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         with torch.device("meta" if bits else device):
             model = auto_class(architecture).from_config(
-                shape, dtype=dtype, attn_implementation=config.attention, trust_remote_code=False
+                shape, dtype=dtype, attn_implementation=attention(config, shape.to_dict()), trust_remote_code=False
             )
         if bits:
             quantized.draw(model, bits, device, dtype)
@@ -222,7 +254,8 @@ def _read(
     dtype: torch.dtype,
     device: str,
     bits: Any,
-) -> PreTrainedModel:
+) -> tuple[PreTrainedModel, bool]:
+    """The model, and whether its checkpoint had no head, so that one was drawn."""
     if folder:
         check_weights(folder)
     if getattr(shape, "rescale_prenorm_residual", False):
@@ -235,12 +268,17 @@ def _read(
             folder or config.name,
             config=shape,
             dtype=dtype,
-            attn_implementation=config.attention,
+            attn_implementation=attention(config, shape.to_dict()),
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             **placed,
             **where(config, folder),
         )
+    others = [key for key in _names(found["mismatched_keys"]) if not key.startswith(HEADS)]
+    if others:
+        what = f"{config.name} has tensors of other shapes than a {type(model).__name__}: {', '.join(others[:5])}"
+        raise UserError(Mistake(what, hint="its config.json is not that of its weights"))
     if missing := sorted(key for key in found["missing_keys"] if not key.startswith(HEADS)):
         raise UserError(
             Mistake(
@@ -248,4 +286,9 @@ def _read(
                 hint="they would have been drawn at random",
             )
         )
-    return model
+    return model, any(key.startswith(HEADS) for key in found["missing_keys"])
+
+
+def _names(mismatched: Any) -> list[str]:
+    """The tensors' names, which come alone or with the two shapes."""
+    return sorted(key if isinstance(key, str) else key[0] for key in mismatched)

@@ -20,4 +20,5 @@ FAMILY = Family(
         "head": r"lm_head|score",
     },
     default_targets=("ssm.in", "ssm.out"),
+    blocks=r"layers\.\d+",
 )

@@ -25,6 +25,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
+from torch._higher_order_ops.scan import scan_op
 from torch._subclasses.fake_tensor import FakeTensor
 
 CHUNK_ELEMENTS = 2**19
@@ -57,10 +58,42 @@ def selective_scan(
     """
     if not x_BLD.shape[1]:
         raise ValueError("selective_scan: a row of no steps has no output")
+    if torch.compiler.is_exporting():
+        return _step_by_step(x_BLD, delta_BLD, A_DN, B_BLN, C_BLN, state_BDN, resets_BL)
     with torch.autocast(x_BLD.device.type, enabled=False):  # it would round the states in each product
         # A slice of a few steps of a [B, D, L] layout would touch a line of the cache for each number.
         inputs = (tensor.contiguous() for tensor in (x_BLD, delta_BLD))
         return _Scan.apply(*inputs, A_DN, B_BLN.contiguous(), C_BLN.contiguous(), state_BDN, resets_BL)
+
+
+def _step_by_step(
+    x_BLD: torch.Tensor,
+    delta_BLD: torch.Tensor,
+    A_DN: torch.Tensor,
+    B_BLN: torch.Tensor,
+    C_BLN: torch.Tensor,
+    state_BDN: torch.Tensor | None,
+    resets_BL: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The recurrence as one operator for graphs (ONNX has it as Scan), where a loop would hold for one length alone."""
+    dtype = torch.float64 if A_DN.dtype == torch.float64 else torch.float32
+    A_DN = A_DN.to(dtype)
+    rows, length, channels = x_BLD.shape
+    if state_BDN is None:
+        state_BDN = A_DN.new_zeros(rows, channels, A_DN.shape[1])
+    if resets_BL is None:
+        resets_BL = torch.zeros(rows, length, dtype=torch.bool, device=x_BLD.device)
+
+    def step(h_BDN: torch.Tensor, *now: torch.Tensor) -> list[torch.Tensor]:
+        x_BD, delta_BD, B_BN, C_BN, reset_B, A_DN = now
+        decay_BDN = torch.exp(delta_BD[:, :, None] * A_DN) * ~reset_B[:, None, None]
+        h_BDN = decay_BDN * h_BDN + (delta_BD * x_BD)[:, :, None] * B_BN[:, None]
+        return [h_BDN, (h_BDN * C_BN[:, None]).sum(-1)]
+
+    inputs = [tensor.to(dtype).transpose(0, 1) for tensor in (x_BLD, delta_BLD, B_BLN, C_BLN)]
+    # The operator itself: the function `scan` compiles, and what it compiled before for other shapes leaks in.
+    last_BDN, y_LBD = scan_op(step, [state_BDN.to(dtype)], [*inputs, resets_BL.T], (A_DN,))
+    return y_LBD.transpose(0, 1).to(x_BLD.dtype), last_BDN
 
 
 class _Chunks:

@@ -75,12 +75,15 @@ class Drawing:
     paper: bool = False
 
 
-def training(steps: list[Row], validations: list[Row]) -> list[Drawing]:
-    """Loss, gradient norm, learning rate, throughput and memory over the steps; those that have finite values."""
-    with _style():
+def training(steps: list[Row], validations: list[Row], metric: str = "") -> list[Drawing]:
+    """Loss, quality, gradient norm, learning rate, throughput and memory over the steps; those that have finite values.
+
+    `metric` is the one that chose the checkpoint, and stands first.
+    """
+    with style():
         drawn = [
             _loss(steps, validations),
-            *_validation_metrics(steps, validations),
+            *_validation_metrics(steps, validations, metric),
             _single(steps, "grad_norm", "Gradient norm", _norm_caption, logarithmic=True),
             _single(steps, "lr", "Learning rate", lambda values: f"Highest {max(values):.2g}, last {values[-1]:.2g}."),
             _throughput(steps),
@@ -96,7 +99,7 @@ def method(figures: list[Row]) -> list[Drawing]:
     rows and its "value" what the numbers are.
     """
     drawn = []
-    with _style():
+    with style():
         for index, figure in enumerate(figures):
             name = str(figure.get("title") or f"Figure {index + 1}")
             try:
@@ -141,7 +144,7 @@ def thin(xs: list[int], ys: list[float], most: int = MOST_POINTS) -> tuple[list[
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     import matplotlib
 
     with matplotlib.rc_context():
@@ -150,7 +153,7 @@ def _style() -> Iterator[None]:
         yield
 
 
-def _draw(paint: Callable[[Axes], None], slug: str, description: str, height: float = 2.7) -> str:
+def draw(paint: Callable[[Axes], None], slug: str, description: str, height: float = 2.7) -> str:
     from matplotlib.figure import Figure
     from matplotlib.ticker import AutoLocator, MaxNLocator
 
@@ -207,13 +210,15 @@ def _loss(steps: list[Row], validations: list[Row]) -> Drawing | None:
         _over_steps(axes, steps)
         axes.legend(loc="upper right", ncols=1)
 
-    return Drawing("Loss", caption, _draw(paint, "loss", f"Training loss over steps. {caption}"))
+    return Drawing("Loss", caption, draw(paint, "loss", f"Training loss over steps. {caption}"))
 
 
-def _validation_metrics(steps: list[Row], validations: list[Row]) -> Iterator[Drawing | None]:
+def _validation_metrics(steps: list[Row], validations: list[Row], metric: str) -> Iterator[Drawing | None]:
     rows = [{**row, **row["validation"]} for row in validations]
     names = list(dict.fromkeys(name for row in validations for name in row["validation"] if name != "loss"))
-    shares = [name for name in names if name in quality.SHARES and len(series(rows, name)[0]) > 1]
+    upward = [name for name in names if name in quality.SHARES - quality.LOWER_IS_BETTER]
+    several = [name for name in upward if len(series(rows, name)[0]) > 1]
+    shares = sorted(several, key=lambda name: name != metric)[: len(SERIES)]
     if not shares:
         return
     described = []
@@ -232,7 +237,7 @@ def _validation_metrics(steps: list[Row], validations: list[Row]) -> Iterator[Dr
 
     caption = " ".join(described)
     name = quality.title(shares[0]).capitalize() if len(shares) == 1 else "Quality"
-    drawing = _draw(paint, "validation", f"Quality on the validation rows over steps. {caption}")
+    drawing = draw(paint, "validation", f"Quality on the validation rows over steps. {caption}")
     yield Drawing(f"{name} on the validation rows (%)", caption, drawing)
 
 
@@ -266,7 +271,7 @@ def _single(
         _over_steps(axes, steps)
 
     caption = describe(ys)
-    return Drawing(name, caption, _draw(paint, key.replace("_", "-"), f"{name} over steps. {caption}"))
+    return Drawing(name, caption, draw(paint, key.replace("_", "-"), f"{name} over steps. {caption}"))
 
 
 def _logarithmic(axes: Axes, low: float, high: float) -> None:
@@ -280,13 +285,14 @@ def _logarithmic(axes: Axes, low: float, high: float) -> None:
 
 
 def _throughput(steps: list[Row]) -> Drawing | None:
+    counted = "tokens" if any(row.get("tokens") for row in steps) else "rows"
     rates = [
-        {"step": row["step"], "rate": row["tokens"] / row["seconds"]}
+        {"step": row["step"], "rate": row[counted] / row["seconds"]}
         for row in steps
-        if _finite(row.get("tokens")) and _finite(row.get("seconds")) and row["seconds"] > 0
+        if _finite(row.get(counted)) and _finite(row.get("seconds")) and row["seconds"] > 0
     ]
     middle = sorted(row["rate"] for row in rates)[len(rates) // 2] if rates else 0
-    unit = "thousand tokens" if middle >= 10_000 else "tokens"
+    unit = f"thousand {counted}" if middle >= 10_000 else counted
     scale = 1000 if middle >= 10_000 else 1
     xs, ys = series([{**row, "rate": row["rate"] / scale} for row in rates], "rate")
     if not xs:
@@ -298,8 +304,9 @@ def _throughput(steps: list[Row]) -> Drawing | None:
         axes.set_ylim(bottom=0)
         _over_steps(axes, steps)
 
-    caption = f"Median {units.count(middle)} tokens a second; slowest {units.count(min(ys) * scale)}."
-    return Drawing(f"Throughput ({unit}/s)", caption, _draw(paint, "throughput", f"Tokens a second. {caption}"))
+    caption = f"Median {units.count(middle)} {counted} a second; slowest {units.count(min(ys) * scale)}."
+    title = f"{counted.capitalize()} a second. {caption}"
+    return Drawing(f"Throughput ({unit}/s)", caption, draw(paint, "throughput", title))
 
 
 def _memory(steps: list[Row]) -> Drawing | None:
@@ -313,7 +320,7 @@ def _memory(steps: list[Row]) -> Drawing | None:
         _over_steps(axes, steps)
 
     caption = f"Highest at a logged step {units.size(max(ys))}."
-    return Drawing("Memory (GB)", caption, _draw(paint, "memory", f"Memory of the process over steps. {caption}"))
+    return Drawing("Memory (GB)", caption, draw(paint, "memory", f"Memory of the process over steps. {caption}"))
 
 
 def _chart(figure: Row, slug: str, name: str) -> str:
@@ -346,7 +353,7 @@ def _chart(figure: Row, slug: str, name: str) -> str:
         if any(named):
             axes.legend()
 
-    return _draw(paint, slug, name, height=max(2.7, 0.24 * len(x) * bars))
+    return draw(paint, slug, name, height=max(2.7, 0.24 * len(x) * bars))
 
 
 def _heat(figure: Row, slug: str, name: str) -> str:
@@ -373,7 +380,7 @@ def _heat(figure: Row, slug: str, name: str) -> str:
         if shades:
             axes.legend(title=labels.get("value"), ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1), handlelength=1)
 
-    return _draw(paint, slug, name, height=max(2.7, 0.18 * min(len(rows), 40)))
+    return draw(paint, slug, name, height=max(2.7, 0.18 * min(len(rows), 40)))
 
 
 def _shades(rows: list[list[float]], most: int = 8) -> dict[float, tuple[float, list[tuple[int, int]]]]:
@@ -390,7 +397,8 @@ def _shades(rows: list[list[float]], most: int = 8) -> dict[float, tuple[float, 
 
 
 def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A long name by its end, in which modules of a model differ."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _finite(value: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import Any
 
 from peftcli.artifacts import atomic
 from peftcli.config.checks import CHECKS
-from peftcli.reports import figures, quality, record, units, usage
+from peftcli.reports import answers, costs, figures, quality, record, units, usage
 from peftcli.reports.record import Record
 
 HERE = Path(__file__).parent
@@ -66,7 +66,7 @@ def _content(run: Record) -> dict[str, Any]:
     report, script = run.report, (HERE / "page.js").read_text(encoding="utf-8")
     table = quality.table(report)
     bars = bool(table.metrics) and table.metrics[0] in quality.SHARES and any(c[0].interval for _, c in table.rows)
-    about = report.get("run") or {}
+    about, answered = report.get("run") or {}, (report.get("quality") or {}).get("answers") or {}
     shown, left_out = _examples(report, _group(run, "task").get("type") == "classification")
     checks = sorted(report.get("checks") or [], key=lambda check: bool(check.get("passed")))
     return {
@@ -82,13 +82,16 @@ def _content(run: Record) -> dict[str, Any]:
         "bars": bars,
         "ranges": any(cell.interval for _, cells in table.rows for cell in cells[bars:]),
         "protocol": quality.protocol(report),
+        "answer_figures": answers.figures(answered),
+        "worst": answers.worst(answered),
         "split": (report.get("quality") or {}).get("split", "test"),
         "cost": list(_cost(report)),
+        "forms": costs.table(report.get("costs") or {}),
         "checks": checks,
         "meanings": CHECKS,
-        "glosses": quality.GLOSSES,
+        "glosses": quality.glosses(report),
         "failed": sum(not check.get("passed") for check in checks),
-        "figures": figures.training(run.steps, run.validations),
+        "figures": figures.training(run.steps, run.validations, (report.get("quality") or {}).get("metric") or ""),
         "method_figures": figures.method(report.get("figures") or []),
         "parameters": report.get("parameters") or {},
         "splits": _splits(report),

@@ -15,18 +15,25 @@ PROPORTIONS = frozenset({
     "math_verify_strict", "execution_match",
 })  # fmt: skip
 """Metrics that are a count of right rows over all rows, so that a binomial interval holds."""
-SHARES = PROPORTIONS | {"balanced_accuracy", "f1_macro", "f1", "precision", "recall"}
-LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+SHARES = PROPORTIONS | {
+    "balanced_accuracy", "f1_macro", "f1", "precision", "recall", "auroc", "average_precision",
+    "recall_at_false_alarms", "calibration_error",
+}  # fmt: skip
+LOWER_IS_BETTER = frozenset({"loss", "perplexity", "calibration_error"})
 PASS = "pass_at_"
 """Begins the names of shares of programs that pass their tests."""
 TITLES = {
     "f1_macro": "F1 (macro)", "rouge_1": "ROUGE-1", "rouge_2": "ROUGE-2", "rouge_l": "ROUGE-L", "bleu": "BLEU",
-    "math_verify": "math-verify", "math_verify_strict": "math-verify, boxed",
+    "math_verify": "math-verify", "math_verify_strict": "math-verify, boxed", "auroc": "AUROC",
     "exact_match_strict": "exact match, strict", "exact_match_flexible": "exact match, flexible",
 }  # fmt: skip
 GLOSSES = {
     "balanced_accuracy": "the mean over the classes of the share answered correctly; rare classes count as much",
     "f1_macro": "the mean over the classes of F1, which falls with rows missed and with rows wrongly given",
+    "auroc": "the chance that a row of a class is ranked above one that is not of it; 50 % is guessing",
+    "average_precision": "the mean precision over all thresholds; guessing gives the share of the class",
+    "recall_at_false_alarms": "the share of a class that is found while {rate} of the other rows are taken for it",
+    "calibration_error": "the mean gap between how sure the model is and how often it is right",
 }
 """Metrics that need a line of explanation."""
 
@@ -98,6 +105,7 @@ def table(report: dict[str, Any]) -> Table:
         for row in quality.get("rows") or []
     ]
     names = list(dict.fromkeys(name for _, metrics, _ in rows for name in metrics))
+    rows = rows if names else []  # a run without held-out rows
     main = quality.get("metric")
     metrics = [main, *(m for m in names if m != main)] if main in names else names
     counts = {m: measured_rows(report, m) for m in metrics}
@@ -122,9 +130,18 @@ def table(report: dict[str, Any]) -> Table:
     return Table(metrics, cells, counts)
 
 
+def glosses(report: dict[str, Any]) -> dict[str, str]:
+    """A line of explanation for each metric that needs one."""
+    rate = ((report.get("quality") or {}).get("answers") or {}).get("false_alarms")
+    return {name: gloss.format(rate=units.percent(rate)) for name, gloss in GLOSSES.items()}
+
+
 def protocol(report: dict[str, Any]) -> str:
-    """How generated answers were asked for and judged, in one sentence; empty for tasks that generate none."""
+    """How generated answers were asked for and judged, or from which score on a picture has what is looked for and what
+    came of it; empty for tasks with neither."""
     quality = report.get("quality") or {}
+    if alarms := (quality.get("answers") or {}).get("alarms"):
+        return _alarms(alarms, str(quality.get("split", "test")))
     told, generated = quality.get("protocol"), quality.get("rows_generated")
     if not told or not generated:
         return ""
@@ -134,6 +151,26 @@ def protocol(report: dict[str, Any]) -> str:
         f"{generated:,}{of_all} rows answered after the prompt {prompt} with {shots or 'no'} shot{'s' * (shots != 1)}; "
         f"{told['decoding']}, up to {told['max_new_tokens']} tokens, judged as {told['scoring']}"
     )
+
+
+def _alarms(told: dict[str, Any], split: str) -> str:
+    positive, score, asked = told["positive"], units.percent(told["score"]), units.percent(told["asked"])
+    if told["expected"] is None:
+        why = "no validation pictures could set it by `task.false_alarms`"
+    else:
+        few = told["expected"] > told["asked"]
+        more = f"they are too few for that: {units.percent(told['expected'])} are to be expected" if few else ""
+        why = f"{told['rows']:,} other validation pictures set it so that at most {asked} of them are false alarms"
+        why += f" ({more})" if more else ""
+    (found, there), (false, others) = told["found"], told["false"]
+    came = [f"{found:,} of {there:,} {positive} pictures are found{_range(found, there)}"] if there else []
+    came += [f"{false:,} of {others:,} others are false alarms{_range(false, others)}"] if others else []
+    return f"A picture is called {positive} above a score of {score}; {why}. On the {split} split {', '.join(came)}"
+
+
+def _range(count: int, rows: int) -> str:
+    low, high = wilson(count / rows, rows)
+    return f" ({units.percent(low).removesuffix(' %')} to {units.percent(high)})"
 
 
 def verdict(report: dict[str, Any]) -> str:

@@ -35,8 +35,9 @@ def commands(run: Record) -> list[Usage]:
         entries.append(Usage("Repeat it", why, repeat))
     if not (run.report.get("adapter") or {}).get("path"):
         return entries
-    code = f"peft eval {quoted}\npeft predict {quoted} --input rows.jsonl"
-    entries.append(Usage("Use it", "Measure it again, or answer new rows.", code))
+    pictures = (run.config.get("task") or {}).get("type") == "images"
+    code = f"peft eval {quoted}\npeft predict {quoted} --input {'pictures/' if pictures else 'rows.jsonl'}"
+    entries.append(Usage("Use it", f"Measure it again, or answer new {'pictures' if pictures else 'rows'}.", code))
     return entries + (_adapter(run, folder) if run.adapter_config else _model(run, folder))
 
 
@@ -64,7 +65,9 @@ def _model(run: Record, folder: str) -> list[Usage]:
 
 
 def _loader(run: Record) -> str:
-    head = (run.config.get("task") or {}).get("head")
+    head, kind = ((run.config.get("task") or {}).get(key) for key in ("head", "type"))
+    if kind == "images":
+        return "AutoModelForImageClassification"
     return "AutoModelForSequenceClassification" if head == "linear" else "AutoModelForCausalLM"
 
 
@@ -76,8 +79,10 @@ def _python(run: Record, folder: str) -> str:
     if finder := {"sample": "sample_folder", "bundled": "bundled"}.get(str(model.get("source"))):
         lines.insert(2, f"from peftcli.config.paths import {finder}")
         base = f"{finder}({base})"
-    if loader == "AutoModelForSequenceClassification":
+    if loader != "AutoModelForCausalLM":
         options += f", num_labels={_labels(run)}"
+    if loader == "AutoModelForImageClassification":
+        options += ", ignore_mismatched_sizes=True"
     lines += [
         "",
         "peftcli.register_with_peft()",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -15,14 +14,12 @@ from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
 from peftcli.data.collate import IGNORE
 from peftcli.data.rows import Rows
 from peftcli.models.positions import select
-from peftcli.tasks import baselines, intervals, metrics
+from peftcli.tasks import baselines, intervals, labels, metrics
 from peftcli.tasks.contract import Encoded, Evaluation, Loss, Quality, Task, bare, check_metric
 from peftcli.tasks.inference import marked, measuring, to_batch
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.tokens import Tokens, cut_to_fit
 
-HEAD = 1000
-"""Rows of a stream that its labels are learnt from."""
 LISTED = 5
 """Labels that a message names at most."""
 
@@ -53,23 +50,12 @@ class ClassificationTask(Task):
             CheckFailed: `label-mismatch`: fewer than two labels, or one that only other splits have.
             UserError: `task.labels` names a label that the training rows do not have.
         """
-        seen = _count(splits.train)
+        seen = labels.count(splits.train)
         if not isinstance(splits.train, Rows):
             seen.update(list(self.config.labels))
         if strange := [name for name in self.config.labels if name not in seen]:
             raise UserError(*_strange(strange, seen))
-        if len(seen) < 2:
-            raise CheckFailed("label-mismatch", f"all training rows have one label: {', '.join(seen)}")
-        for name in ("validation", "test"):
-            other = _count(getattr(splits, name))
-            if missing := {label: n for label, n in other.items() if label not in seen}:
-                listed = ", ".join(f"{label!r} ({n} rows)" for label, n in sorted(missing.items()))
-                raise CheckFailed(
-                    "label-mismatch",
-                    f"labels of the {name} split that no training row has: {listed}",
-                    f"labels in training: {', '.join(sorted(seen, key=_order))}; take more training rows or drop these",
-                )
-        self.labels = sorted(seen, key=_order)
+        self.labels = labels.learn(splits, seen)
         self._tokens = None
 
     def prepare(self, tokens: Tokens) -> None:
@@ -112,11 +98,11 @@ class ClassificationTask(Task):
         if label not in self._classes:
             known = ", ".join(self._classes)
             raise CheckFailed("label-mismatch", f"row {row.get('row')} has label {label!r}, known labels are: {known}")
-        labels = [IGNORE] * (len(ids) - 1) + [self._classes.index(label)]
+        targets = [IGNORE] * (len(ids) - 1) + [self._classes.index(label)]
         return {
             "row": row.get("row", 0),
             "input_ids": ids,
-            "labels": labels,
+            "labels": targets,
             "prompt_length": len(ids),
             "truncated": int(cut),
         }
@@ -244,15 +230,3 @@ def _strange(names: list[str], seen: Iterable[str]) -> list[Mistake]:
     what = f"no training row has {len(names)} of these labels: {', '.join(names[:LISTED])}, ..."
     hint = "take more training rows (data.rows.train), so that each label is among them, or name other labels"
     return [Mistake(what, "task.labels", hint=hint)]
-
-
-def _count(rows: Any) -> Counter[str]:
-    """Rows of each label, of a stream in its first rows; labels that are numbers become text."""
-    labels = [] if rows is None else rows["label"] if isinstance(rows, Rows) else [r["label"] for r in rows.head(HEAD)]
-    return Counter(str(label) for label in labels)
-
-
-def _order(label: str) -> tuple[bool, int, str]:
-    """Numbers by size, then names by alphabet."""
-    number = label.lstrip("-").isdecimal()
-    return (not number, int(label) if number else 0, label)

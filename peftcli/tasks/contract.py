@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch.nn.parallel import DistributedDataParallel
 
-from peftcli.config.errors import CheckFailed, UserError, unknown
-from peftcli.data.collate import IGNORE
+from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
+from peftcli.config.schema import ModelConfig
+from peftcli.data.collate import IGNORE, MULTIPLE, pad
 from peftcli.data.encoded import encode
 from peftcli.data.rows import Rows
-from peftcli.tasks.tokens import Tokens
+from peftcli.models import loading
+from peftcli.tasks.tokens import Tokens, pad_id
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
 COLUMNS = ("row", "input_ids", "labels", "prompt_length", "about")
 """Columns of an encoded row that batches and measurements read."""
+CUT = {"truncated": "cut to the longest length", "dropped": "left out as too long or empty"}
 ENCODING = 1
 """Raised when `encode` changes, so that rows cached by an older version are not used."""
 
@@ -46,6 +49,10 @@ class Encoded:
     """Tokens of each row."""
     counts: dict[str, int]
     """`rows`, `tokens` and `trained_tokens` that are left, rows `truncated` among them, rows `dropped` before."""
+    bad: list[Mistake] = field(default_factory=list)
+    """What is wrong with rows that only a look inside could find: they are `dropped`, and `data.bad_rows` has a say."""
+    kept: list[int] | None = None
+    """Positions in the source of the rows that are left; None where all are."""
 
     @classmethod
     def of_prompts(cls, prompts: list[list[int]]) -> Encoded:
@@ -85,6 +92,8 @@ class Evaluation:
     """Rows, each with row, input, expected, predicted (a list of several samples), correct, score."""
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     """95 % intervals of metrics, as far as rows like these allow."""
+    answers: dict[str, Any] = field(default_factory=dict)
+    """What the report draws of them: `confusion`, `reliability`, `worst`, where the task has them."""
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -114,11 +123,17 @@ class Task(ABC):
         needed: Columns that the templates name, by their roles.
         asked: Those among them that the model reads; the others hold what it learns, and `predict` does without.
         labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
+        image_size: Side in pixels of the pictures, where the recipe gives one.
+        workers: Threads that make batches ahead of the step; 0 where there is nothing to make.
+        repeats: Whether a row gives the model the same input in every epoch.
         notes: What it leaves out of its measurements, and why.
         shots: Training rows as text, to stand before each prompt; known after `fit` or set from a saved run.
     """
 
-    architecture: Literal["causal-lm", "sequence-classification"] = "causal-lm"
+    architecture: Literal["causal-lm", "sequence-classification", "image-classification"] = "causal-lm"
+    image_size: int | None = None
+    workers: int = 0
+    repeats: bool = True
     needed: list[str]
     asked: list[str]
     labels: list[str] | None = None
@@ -130,6 +145,15 @@ class Task(ABC):
         self.config, self.seed = config, seed
         self.shots: list[str] = []
         self._tokens: Tokens | None = None
+
+    def recall(self, lineage: Mapping[str, Any]) -> None:
+        """Take from a saved run's lineage what `fit` and `settle` found out."""
+        self.labels, self.shots = lineage.get("labels"), lineage.get("shots") or []
+
+    def reader(self, model: ModelConfig) -> Any:
+        """What turns rows into numbers: the model's tokenizer, here and below called so also where it reads pictures;
+        None where there is none on this machine."""
+        return loading.tokenizer(model)
 
     def tokens(self, tokenizer: Any) -> Tokens:
         """The tokenizer, with what is found out about it once."""
@@ -182,7 +206,51 @@ class Task(ABC):
             "dropped": len(lengths) - len(kept),
         }
         columns = Rows(found.table.select([name for name in COLUMNS if name in found.column_names]))
-        return Encoded(columns.select(kept) if counts["dropped"] else columns, [lengths[i] for i in kept], counts)
+        if not counts["dropped"]:
+            return Encoded(columns, lengths, counts)
+        return Encoded(columns.select(kept), [lengths[i] for i in kept], counts, kept=kept)
+
+    def collate(
+        self,
+        rows: list[dict[str, Any]],
+        tokenizer: Any,
+        draw: tuple[int, int] | None = None,
+        multiple: int = MULTIPLE,
+    ) -> dict[str, Tensor]:
+        """Encoded rows as the tensors of a batch, on the CPU.
+
+        Args:
+            rows: From `Encoded.take`.
+            tokenizer: The model's.
+            draw: Seed and epoch of what is drawn at random for training; None draws nothing.
+            multiple: The rows' length is rounded up to a multiple of this.
+        """
+        return pad(rows, pad_id(tokenizer), multiple=multiple)
+
+    def partners(self, batch: list[int], draw: tuple[int, ...]) -> list[int] | None:
+        """For each row of an optimiser step the one of it that it is mixed with; None where nothing is mixed.
+
+        Args:
+            batch: Positions of the rows, of all processes.
+            draw: Seed, epoch, and step in the epoch.
+        """
+        return None
+
+    def blank(self, rows: int, length: int, device: Any) -> dict[str, Tensor]:
+        """A batch of this shape without contents, to count with."""
+        import torch
+
+        names = ("input_ids", "attention_mask", "labels")
+        return {name: torch.empty(rows, length, dtype=torch.long, device=device) for name in names}
+
+    def told(self, counts: Mapping[str, int]) -> str:
+        """`Encoded.counts` in words."""
+        parts = [f"{counts['rows']} rows", f"{counts['tokens']:,} tokens", f"{counts['trained_tokens']:,} learnt"]
+        return ", ".join(parts + [f"{counts[key]} {word}" for key, word in CUT.items() if counts[key]])
+
+    def classes(self, encoded: Encoded) -> list[int] | None:
+        """The class of each row, where the recipe wants as many rows of each in an epoch."""
+        return None
 
     def weight(self, batch: Mapping[str, Tensor]) -> int:
         """The number of supervised positions in a batch, before any model sees it; equal to `loss(...).weight`."""
@@ -219,6 +287,12 @@ class Task(ABC):
             precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
             generate: Also decode and give examples, which is slow for generation.
         """
+
+    def settle(
+        self, model: nn.Module, encoded: Encoded, tokenizer: Any, *, batch_size: int, device: Any, precision: str
+    ) -> None:
+        """Fix on the validation split what the trained model's answers still need. Arguments as in `evaluate`."""
+        return
 
     def protocol(self) -> dict[str, Any]:
         """How answers are asked for and judged, for whoever reads the numbers; empty where the task's name says it."""

@@ -11,6 +11,7 @@ from peftcli.tasks.contract import Task
 TASKS = {
     "classification": "peftcli.tasks.classification:ClassificationTask",
     "generation": "peftcli.tasks.generation:GenerationTask",
+    "images": "peftcli.tasks.images.task:ImagesTask",
 }
 
 

@@ -6,13 +6,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from peftcli.config.errors import CheckFailed, UserError
-from peftcli.config.schema import RunConfig
+from peftcli.config.schema import ImageConfig, RunConfig
 from peftcli.data import inspect, sources
+from peftcli.data.images import survey as pictures
 from peftcli.data.rows import Rows
 from peftcli.data.stream import Stream
 from peftcli.models import loading
 from peftcli.tasks.classification import ClassificationTask
 from peftcli.tasks.contract import Task
+from peftcli.tasks.images.task import ImagesTask
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.registry import build
 
@@ -29,12 +31,14 @@ class Survey:
         rows: What `peftcli.data.inspect.describe` finds, with `skipped`, `fingerprint` and `notes`.
         tokens: By split what `Task.encode_split` counts, and `lengths`, a histogram in tokens.
         shown: The first training rows as the model sees them, as rich texts.
+        sheets: Contact sheets of pictures, PNG files by what they show.
         error: What would stop training, if anything does.
     """
 
     rows: dict[str, Any]
     tokens: dict[str, dict[str, Any]] = field(default_factory=dict)
     shown: list[Any] = field(default_factory=list)
+    sheets: dict[str, bytes] = field(default_factory=dict)
     error: UserError | CheckFailed | None = None
 
 
@@ -55,6 +59,9 @@ def survey(config: RunConfig) -> Survey:
             splits.counts["skipped"]["train"] = {"unreadable or empty": stream.skipped}
     named = {"train": train, "validation": splits.validation, "test": splits.test}
     present = {name: rows for name, rows in named.items() if rows is not None}
+    if isinstance(task, ImagesTask):
+        return _pictures(task, splits, present)
+    assert not isinstance(config.task, ImageConfig)
     asked = [name for name in Template(config.task.prompt, "task.prompt").columns if name in task.needed]
     rows = inspect.describe(present, asked or task.needed)
     rows["notes"] = splits.notes + rows["notes"]
@@ -65,6 +72,23 @@ def survey(config: RunConfig) -> Survey:
     except (UserError, CheckFailed) as error:
         found.error = error
     return found
+
+
+def _pictures(task: ImagesTask, splits: sources.Splits, present: dict[str, Rows]) -> Survey:
+    """Nothing is encoded: what a model sees of a picture is the picture."""
+    error = None
+    try:
+        task.fit(splits)
+    except (UserError, CheckFailed) as mistake:
+        error = mistake
+    rows, sheets = pictures.describe(present, task.labels_of, task.config.animated)
+    rows["notes"] = splits.notes + rows["notes"]
+    skipped = {split: dict(reasons) for split, reasons in splits.counts["skipped"].items()}
+    for split, problems in rows["problems"].items():
+        for problem in problems:
+            told, why = skipped.setdefault(split, {}), f"picture is {problem['kind']}"
+            told[why] = told.get(why, 0) + 1
+    return Survey({"fingerprint": splits.fingerprint, "skipped": skipped, **rows}, sheets=sheets, error=error)
 
 
 def _encode(found: Survey, task: Task, splits: dict[str, Rows], config: RunConfig) -> None:

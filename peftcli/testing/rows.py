@@ -26,9 +26,10 @@ class Row:
         settings: Fields of its settings class.
         label: Tells this row from the method's others.
         base: Builds the base from a dtype and an architecture; the same weights at every call.
-        architecture: `causal-lm` or `sequence-classification`.
+        architecture: `causal-lm`, `sequence-classification` or `image-classification`.
         exact_gradients: False where the method's own formula stops a gradient on purpose (DoRA's norm).
         dtype: The type the exact tests run in; float32 where the method refuses float64.
+        recomputes: False where the base itself cannot be computed again in the backward pass.
     """
 
     method: str
@@ -38,6 +39,7 @@ class Row:
     architecture: str = "causal-lm"
     exact_gradients: bool = True
     dtype: torch.dtype = torch.float64
+    recomputes: bool = True
 
     def __str__(self) -> str:
         return "-".join(part for part in (self.method, self.label) if part)
@@ -79,6 +81,7 @@ def nudge(model: Any, seed: int = 1, size: float = 0.05, but: Collection[str] = 
 def train(model: Any, method: Method, base: Base, steps: int = STEPS) -> None:
     """A few steps of AdamW through the method's life, in training mode; ends in evaluation mode."""
     optimiser = torch.optim.AdamW(trained(model).values(), lr=1e-2, weight_decay=0.0)
+    method.take_optimiser(model, optimiser)
     model.train()
     for step in range(1, steps + 1):
         loss = base.loss(model)

@@ -1,6 +1,6 @@
 """Base models small enough for a test and exact enough for float64.
 
-Shapes: B rows, L tokens, V words.
+Shapes: B rows, L tokens, V words, S pixels a side.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import nn
 from peftcli.models import families
 from peftcli.models.family import Family
 
-WORDS, WIDTH, LABELS = 64, 32, 3
+WORDS, WIDTH, LABELS, PIXELS = 64, 32, 3, 16
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,83 @@ def _base(kind: Any, shape: Any, dtype: torch.dtype) -> Base:
     batch = {"input_ids": ids_BL, "attention_mask": (ids_BL != 0).long()}
     targets = torch.tensor([0, 2]) if hasattr(model, "score") else _next_words(ids_BL)
     return Base(model.to(dtype).requires_grad_(False).eval(), families.find(shape.model_type), batch, targets)
+
+
+def vit_shape(**changes: Any) -> Any:
+    """The configuration of two narrow layers of ViT over sixteen patches."""
+    from transformers import ViTConfig
+
+    usual = {
+        "hidden_size": WIDTH,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "image_size": PIXELS,
+        "patch_size": 4,
+        "initializer_range": 0.2,
+    }
+    return ViTConfig(**{**usual, **changes})
+
+
+def vit(dtype: torch.dtype = torch.float64, architecture: str = "image-classification") -> Base:
+    """Two layers of ViT; the same weights at every call."""
+    from transformers import ViTForImageClassification
+
+    return _pictures(ViTForImageClassification, vit_shape(), dtype)
+
+
+def dinov2(dtype: torch.dtype = torch.float64, architecture: str = "image-classification") -> Base:
+    """Two layers of DINOv2, with its layer scale; the same weights at every call."""
+    from transformers import Dinov2Config, Dinov2ForImageClassification
+
+    usual = {name: getattr(vit_shape(), name) for name in ("hidden_size", "num_hidden_layers", "num_attention_heads")}
+    shape = Dinov2Config(**usual, mlp_ratio=2, image_size=PIXELS, patch_size=4, initializer_range=0.2)
+    return _pictures(Dinov2ForImageClassification, shape, dtype)
+
+
+def resnet_shape(**changes: Any) -> Any:
+    """The configuration of two narrow stages of ResNet with bottlenecks."""
+    from transformers import ResNetConfig
+
+    usual = {"embedding_size": 8, "hidden_sizes": [16, 32], "depths": [2, 1], "layer_type": "bottleneck"}
+    return ResNetConfig(**{**usual, **changes})
+
+
+def resnet(dtype: torch.dtype = torch.float64, architecture: str = "image-classification") -> Base:
+    """Three bottleneck blocks of ResNet, its BatchNorm at rest with statistics of its own; always the same weights."""
+    from peftcli.models import batch_norm
+
+    base = resnet_awake(dtype, architecture)
+    batch_norm.rest(base.model)
+    return base
+
+
+def resnet_awake(dtype: torch.dtype = torch.float64, architecture: str = "image-classification") -> Base:
+    """The same with a BatchNorm that trains, as with `model.batch_norm=trained`."""
+    from transformers import ResNetForImageClassification
+
+    from peftcli.models import batch_norm
+
+    base = _pictures(ResNetForImageClassification, resnet_shape(), dtype)
+    generator = torch.Generator().manual_seed(11)
+    for name, tensor in base.model.named_buffers():
+        if name.endswith("running_mean"):
+            tensor.copy_(0.1 * torch.randn(tensor.shape, generator=generator))
+        elif name.endswith("running_var"):
+            tensor.copy_(1 + 0.5 * torch.rand(tensor.shape, generator=generator))
+    batch_norm.widen(base.model)
+    return base
+
+
+def _pictures(kind: Any, shape: Any, dtype: torch.dtype) -> Base:
+    shape.num_labels = LABELS
+    with torch.random.fork_rng():
+        torch.manual_seed(10)
+        model = kind(shape)
+        pixels_BCSS = torch.randn(3, 3, PIXELS, PIXELS)
+    model.to(dtype).requires_grad_(False).eval()
+    batch = {"pixel_values": pixels_BCSS.to(dtype)}
+    return Base(model, families.find(shape.model_type), batch, torch.tensor([0, 2, 1]))
 
 
 def _next_words(ids_BL: torch.Tensor) -> torch.Tensor:

@@ -45,6 +45,8 @@ class Progress:
     zero_gradients: int = 0
     """Steps in a row, up to this one, with a gradient of exactly zero."""
     train_seconds: float = 0.0
+    kept_prefix: bool | None = None
+    """Whether this stage keeps what the model's frozen beginning makes of each row."""
 
 
 @dataclass
@@ -122,20 +124,24 @@ def prune(root: Path, keep: int, best_step: int | None) -> None:
 
 
 def trained_tensors(model: nn.Module, names: set[str]) -> dict[str, torch.Tensor]:
-    """Copies of the named parameters on the CPU."""
-    return {n: p.detach().to("cpu", copy=True).contiguous() for n, p in model.named_parameters() if n in names}
+    """Copies of the named parameters and buffers on the CPU."""
+    return {n: t.detach().to("cpu", copy=True).contiguous() for n, t in _tensors(model).items() if n in names}
+
+
+def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {**dict(model.named_parameters()), **dict(model.named_buffers())}
 
 
 def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
     """Put tensors back in place, bit for bit.
 
     Raises:
-        CheckFailed: The model has no such parameter, or of another shape.
+        CheckFailed: The model has no such parameter or buffer, or of another shape.
     """
-    parameters = dict(model.named_parameters())
-    wrong = [n for n, t in tensors.items() if n not in parameters or parameters[n].shape != t.shape]
+    there = _tensors(model)
+    wrong = [n for n, t in tensors.items() if n not in there or there[n].shape != t.shape]
     if wrong:
         raise CheckFailed("adapter-keys", f"the checkpoint's tensors do not fit this model: {', '.join(wrong[:5])}")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            parameters[name].copy_(tensor)
+            there[name].copy_(tensor)

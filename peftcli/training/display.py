@@ -74,5 +74,6 @@ class Display:
 
 
 def _figures(row: dict[str, Any]) -> str:
-    rate = row["tokens"] / max(row["seconds"], 1e-9)
-    return f"loss {row['loss']:.4f}  {rate:,.0f} tokens/s  {row['memory_bytes'] / 2**30:.2f} GiB"
+    unit = "tokens" if row["tokens"] else "rows"
+    rate = row[unit] / max(row["seconds"], 1e-9)
+    return f"loss {row['loss']:.4f}  {rate:,.0f} {unit}/s  {row['memory_bytes'] / 2**30:.2f} GiB"

@@ -22,13 +22,14 @@ from torch import nn
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config.schema import RunConfig
 from peftcli.methods.contract import Method, Stage
-from peftcli.models import precision
+from peftcli.models import batch_norm, precision
 from peftcli.tasks.contract import Task
 from peftcli.training import checkpoints, checks, memory, optimiser, seeds
 from peftcli.training.casting import left_to_autocast
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
-from peftcli.training.feed import AnyFeed
+from peftcli.training.feed import AnyFeed, rows_of, tokens_of
+from peftcli.training.prefix import Prefix
 from peftcli.training.signals import StopRequest
 
 SAVES = 10
@@ -61,6 +62,7 @@ class Job:
     first_step_at: float = 0.0
     """`time.time()` at the end of this process's first step."""
     notes_said: int = 0
+    prefix: Prefix = field(default_factory=Prefix)
 
     def __post_init__(self) -> None:
         self.precision = precision.choose(self.config.training.precision, self.accelerator.device)
@@ -155,22 +157,27 @@ class StageLoop:
             checkpoints.restore(job.model, resumed.trained)
         job.accelerator.free_memory()  # forgets the former stage's optimiser, whose gradients it would unscale too
         self.names = {p: n for n, p in job.model.named_parameters() if p.requires_grad}
-        touched.update(self.names.values())
+        touched.update(self.names.values(), batch_norm.statistics(job.model))
         built = optimiser.build(job.config.optim, job.model, job.method.parameter_groups(job.model))
         self.model, self.optimiser = job.accelerator.prepare(job.model, built)
         if resumed and progress.stage_step:
             optimiser.load_state(built, self.names, resumed.optimiser)
             if job.accelerator.scaler is not None and resumed.scaler:
                 job.accelerator.scaler.load_state_dict(resumed.scaler)
+        job.method.take_optimiser(job.model, built)
 
     def run(self) -> None:
         """Take steps up to the stage's end, an early stop or a request to stop."""
+        self.job.model.train()
+        with self.job.prefix.within(self.job, self.stage, self.progress):
+            self._run()
+
+    def _run(self) -> None:
         job, progress = self.job, self.progress
-        job.model.train()
         while progress.stage_step < self.stage.steps and not progress.stopped_early:
             asked = self.advance()
             last = progress.stage_step == self.stage.steps
-            measured = self.stage.measured and job.measure is not None and self._due(self.settings.eval_every, last)
+            measured = self.stage.measured and job.measure is not None and self._measure_due(last)
             if measured:
                 self._measure()
             if asked or last or progress.stopped_early or self._save_due(measured):
@@ -193,6 +200,7 @@ class StageLoop:
         seeds.start(job.config.seed, "dropout", progress.step, accelerator.process_index)
         lr = optimiser.set_rate(self.optimiser, optim, progress.stage_step, self.stage.steps)
         batches = job.feed.micro_batches(progress.epoch, progress.position)
+        waited = time.perf_counter() - began
         mine = sum(job.task.weight(batch) for batch in batches)
         weight = self._sum(mine)[0]
         total = 0.0
@@ -206,8 +214,8 @@ class StageLoop:
                 accelerator.backward(scaled + self._penalty() if last else scaled)
             total += loss.total.item()
         norm = self._clip(optim.clip_norm)
-        tokens = sum(int(b["attention_mask"].sum()) for b in batches) if mine else 0
-        rows = sum(len(b["attention_mask"]) for b in batches) if mine else 0
+        tokens = sum(map(tokens_of, batches)) if mine else 0
+        rows = sum(map(rows_of, batches)) if mine else 0
         total, asked, all_tokens, all_rows = self._sum(total, float(bool(job.stop.name)), tokens, rows)
         # Under a loss scale an overflow is skipped and the scale falls; it ends at a gradient of zero if it must.
         checks.finite(total, norm if accelerator.scaler is None else 0.0, progress.step + 1)
@@ -226,6 +234,7 @@ class StageLoop:
             "tokens": int(all_tokens),
             "rows": int(all_rows),
             "seconds": round(seconds, 4),
+            "waited": round(waited, 4),
             "memory_bytes": memory.held(accelerator.device),
         }, bool(asked)
 
@@ -274,6 +283,10 @@ class StageLoop:
             return last
         return self.progress.position == 0 if every == "epoch" else self.progress.step % int(every) == 0
 
+    def _measure_due(self, last: bool) -> bool:
+        every = self.stage.every
+        return self._due(self.settings.eval_every, last) or bool(every and self.progress.stage_step % every == 0)
+
     def _save_due(self, measured: bool) -> bool:
         every = self.settings.save_every
         if every is None:
@@ -297,13 +310,16 @@ class StageLoop:
             progress.best, progress.best_step, progress.without_better = value, progress.step, 0
         else:
             progress.without_better += 1
-        patience = self.settings.early_stopping
+        patience = self.settings.early_stopping if self.stage.stops_early else None
         progress.stopped_early = patience is not None and progress.without_better >= patience
         job.log({**self._place(), "validation": metrics})
         shown = ", ".join(f"{k} {v:.4g}" for k, v in metrics.items())
         job.display.say(f"step {progress.step}: validation {shown}" + (", the best so far" if better else ""))
         if progress.stopped_early:
             job.display.say(f"stopped early: {patience} measurements without a better {job.task.best_metric}")
+        rows = len(getattr(job.measure, "encoded", ()))
+        job.method.measured(job.model, value, job.task.higher_is_better, rows)
+        job.say_notes()
 
     def _save(self) -> None:
         """Write a checkpoint; processes wait for one another, since the next step would anyway."""

@@ -22,7 +22,7 @@ def build(config: OptimConfig, model: nn.Module, groups: list[dict]) -> torch.op
     rows = []
     for group in groups:
         for decays in (True, False):
-            names = [n for n in group["names"] if (parameters[n].ndim > 1) == decays]
+            names = [n for n in group["names"] if (parameters[n].ndim > 1 and group.get("decays", True)) == decays]
             if names:
                 rows.append(
                     {

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from peftcli.config.errors import CheckFailed
-from peftcli.config.schema import RunConfig
+from peftcli.config.schema import ImageConfig, RunConfig
 
 ALLOCATOR = ("can't allocate memory", "not enough memory", "out of memory")
 """What PyTorch's CPU and GPU allocators say in a plain RuntimeError."""
@@ -57,7 +57,7 @@ def candidates(config: RunConfig) -> list[Change]:
 
         cost = "a small part of the parameters is trained"
         found.append(_change(config, cost, ("method", "lora"), method=settings_class("lora")()))
-    if task.max_length > 64:
+    if not isinstance(task, ImageConfig) and task.max_length > 64:
         cut = replace(task, max_length=task.max_length // 2)
         found.append(_change(config, "longer rows are cut", ("task.max_length", task.max_length // 2), task=cut))
     return found

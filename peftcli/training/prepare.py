@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -19,7 +19,8 @@ from torch import nn
 from peftcli.artifacts import environment, lineage
 from peftcli.config.errors import UserError
 from peftcli.config.schema import LaunchConfig, RunConfig
-from peftcli.data import sources
+from peftcli.data import checking, sources
+from peftcli.data.origins import SPLITS
 from peftcli.data.sampler import BatchSampler
 from peftcli.data.sources import Splits
 from peftcli.data.stream import Stream
@@ -31,7 +32,7 @@ from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Encoded, Task
 from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds
-from peftcli.training.feed import AnyFeed, Feed, StreamFeed
+from peftcli.training.feed import AheadFeed, AnyFeed, Feed, StreamFeed
 
 PROBES = 64
 """Rows that are tried at most until each trained tensor has had a gradient; the first does for nearly all methods."""
@@ -92,7 +93,7 @@ def _accelerator_kind() -> str:
 
 @dataclass
 class Material:
-    """The rows of a run, as they are and as the model sees them."""
+    """The rows of a run, as they are and as the model sees them, without those that it cannot see."""
 
     task: Task
     splits: Splits
@@ -118,40 +119,60 @@ def load_material(config: RunConfig) -> Material:
     splits = sources.load(config.data, task.needed)
     splits.notes.extend(task.notes)
     task.fit(splits)
-    words = loading.tokenizer(config.model)
+    words = task.reader(config.model)
     if words is None:
         raise UserError(
             f"{config.model.name} has no tokenizer on this machine, so its rows cannot be encoded; peft train "
             "--dry-run and peft estimate work without one"
         )
-    if words.name_or_path == byte_tokenizer.NAME:
+    if words.name_or_path == byte_tokenizer.NAME and task.architecture != "image-classification":
         splits.notes.append(
             "random weights read the rows byte by byte: rows are longer than with the model's own words"
         )
-    return Material(
-        task,
-        splits,
-        words,
-        splits.train if isinstance(splits.train, Stream) else task.encode_split(splits.train, words),
-        None if splits.validation is None else task.encode_split(splits.validation, words),
-        None if splits.test is None else task.encode_split(splits.test, words),
-    )
+    encoded: dict[str, Any] = {
+        name: rows if rows is None or isinstance(rows, Stream) else task.encode_split(rows, words)
+        for name in SPLITS
+        for rows in [getattr(splits, name)]
+    }
+    _settle(config, encoded, splits.notes)
+    left = {
+        name: getattr(splits, name).select(part.kept)
+        for name, part in encoded.items()
+        if isinstance(part, Encoded) and part.kept is not None
+    }
+    return Material(task, replace(splits, **left), words, encoded["train"], encoded["validation"], encoded["test"])
+
+
+def _settle(config: RunConfig, encoded: dict[str, Any], notes: list[str]) -> None:
+    """Rows that turned out to be of no use when they were encoded stop the run, or are noted, as the recipe says.
+
+    Raises:
+        UserError: There are some, and `data.bad_rows` is error; or a split has no others.
+    """
+    found = [(name, part) for name, part in encoded.items() if isinstance(part, Encoded)]
+    mistakes = []
+    for name, part in found:
+        mistake, note = checking.settled(name, part.bad, len(part) + part.counts["dropped"], config.data.bad_rows)
+        mistakes += [mistake] if mistake else []
+        notes += [note] if note else []
+    if mistakes:
+        raise UserError(*mistakes)
 
 
 def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) -> tuple[AnyFeed, int]:
     """The batches of this process, and the number of optimiser steps of the run."""
     settings, place = config.training, (accelerator.process_index, accelerator.num_processes)
-    padding = pad_id(material.tokenizer)
+    task, words = material.task, material.tokenizer
     if isinstance(material.train, Stream):
         assert settings.max_steps is not None
-        feed = StreamFeed(material.train, material.task, material.tokenizer, config, padding, *place)
-        return feed, settings.max_steps
+        return StreamFeed(material.train, task, words, config, pad_id(words), *place), settings.max_steps
     sampler = BatchSampler(
         material.train.lengths, settings.batch_size, settings.batch_tokens, settings.group_by_length,
-        seeds.derive(config.seed, "order"),
+        seeds.derive(config.seed, "order"), task.classes(material.train),
     )  # fmt: skip
     steps = settings.max_steps or sampler.total_steps(settings.epochs)
-    return Feed(material.train, sampler, settings, padding, *place), steps
+    whole = (material.train, sampler, task, words, config, *place)
+    return AheadFeed(*whole, workers=task.workers) if task.workers else Feed(*whole), steps
 
 
 @dataclass
@@ -179,6 +200,7 @@ def load_model(config: RunConfig, material: Material, accelerator: Accelerator) 
         material.task.architecture,
         material.task.labels,
         device=str(accelerator.device),
+        image_size=material.task.image_size,
     )
 
 
@@ -208,6 +230,8 @@ def attach(
             f"method={config.method.name} does not work with training.gradient_checkpointing: what it puts before the "
             "row is lost when activations are computed again"
         )
+    if config.training.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
+        raise UserError(f"{loaded.model.config.model_type} does not work with training.gradient_checkpointing")
     base = None if method.saves == "adapter" and method.capabilities.unloads else lineage.digests(loaded.model)
     chosen = arithmetic(config, accelerator)
     loss = _mean_loss(material.task, chosen, device)
@@ -223,6 +247,9 @@ def attach(
             found.checks.append(_passed("identity-start", detail))
     if config.training.gradient_checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
+        # Transformers makes the embeddings' output need a gradient, for the reentrant kind; it would keep a graph of
+        # every block, and compute it again, before the first one that is trained.
+        loaded.model.disable_input_require_grads()
     for stage in method.stages(steps)[:1]:
         if stage.start:
             stage.start(model)

@@ -14,7 +14,7 @@ from typing import Any
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
-from peftcli.training.feed import Batch, Feed, cut
+from peftcli.training.feed import Batch, Feed
 
 STEPS = 3
 
@@ -62,7 +62,7 @@ class LongestFirst:
         """As `Feed.micro_batches`."""
         if position == 0:
             rows = self.feed.encoded.take(self.feed.encoded.by_length(self.rows)[0])
-            return cut(rows, self.feed.micro, self.feed.pad_id)
+            return self.feed.cut(rows)
         return self.feed.micro_batches(0, (position - 1) % self.feed.steps_per_epoch)
 
 

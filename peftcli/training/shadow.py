@@ -54,7 +54,9 @@ class Shadow:
         places: tuple[AbstractContextManager, ...] = (nullcontext(), torch.device("meta"))
         for place in places:
             task, settings = self.task, self.config.method
-            loaded = loading.load(self.config.model, self.precision, task.architecture, task.labels, meta=True)
+            loaded = loading.load(
+                self.config.model, self.precision, task.architecture, task.labels, meta=True, image_size=task.image_size
+            )
             method = methods.find(settings.name)(settings)
             book = Ledger([*loaded.model.parameters(), *loaded.model.buffers()])
             self.base_bytes = ledger.held_by(loaded.model)
@@ -87,6 +89,7 @@ class Shadow:
         if self.config.training.gradient_checkpointing:
             # Random states have contents; they take a few kB.
             self.loaded.model.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+            self.loaded.model.disable_input_require_grads()
 
     def step(self, shape: Shape, accumulates: bool, device: str) -> tuple[int, int]:
         """A forward and a backward pass, within `ledger.pretending`.
@@ -123,7 +126,6 @@ class Shadow:
             return self.task.loss(self.model, batch).total
 
     def _batch(self, shape: Shape, device: str) -> tuple[dict[str, torch.Tensor], Ledger]:
-        names = ("input_ids", "attention_mask", "labels")
-        batch = {name: torch.empty(shape.rows, shape.length, dtype=torch.long, device=device) for name in names}
+        batch = self.task.blank(shape.rows, shape.length, device)
         here: list[Any] = [*self.model.parameters(), *self.model.buffers(), *batch.values()]
         return batch, Ledger(here, chosen=shape.learnt)

@@ -8,17 +8,18 @@ from pathlib import Path
 
 from peftcli.config import paths
 from peftcli.config.errors import UserError
-from peftcli.config.schema import GenerationConfig, RunConfig
-from peftcli.data.collate import IGNORE
+from peftcli.config.schema import GenerationConfig, ImageConfig, RunConfig
+from peftcli.data.collate import IGNORE, MULTIPLE
 from peftcli.data.sampler import BatchSampler
 from peftcli.data.stream import Stream
 from peftcli.models import loading
 from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Encoded, Task
 from peftcli.training import prepare, seeds
-from peftcli.training.feed import MULTIPLE
 
 ASSUMED_LABELS = 2
+ASSUMED_PIXELS = 224
+"""Side of a picture where the model's own reader is not here."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Shape:
 
     rows: int
     length: int
-    """Tokens of its longest row, to which the others are padded."""
+    """Tokens of its longest row, to which the others are padded; the side of pictures in pixels."""
     learnt: int
     """Supervised positions of all rows."""
 
@@ -64,6 +65,8 @@ def find(config: RunConfig) -> Workload:
     if reason := _absent(config):
         return _assumed(config, reason)
     material = prepare.load_material(config)
+    if isinstance(config.task, ImageConfig):
+        return _pictures(config, material)
     if isinstance(material.train, Stream):
         return _assumed(config, "the rows are a stream", material.task)
     return _seen(config, material.train, material.task, material.validation or material.test)
@@ -77,6 +80,8 @@ def _absent(config: RunConfig) -> str:
             return f"{part.name} is on the hub, which is not asked"
         if part.source == "sample" and not _fetched(str(part.name)):
             return f"sample {part.name} ({group}) is not fetched"
+    if isinstance(config.task, ImageConfig):
+        return ""
     if drawn is not None and drawn.source != "folder" and loading.tokenizer(drawn) is None:
         return "a model of random weights and so small a vocabulary has no tokenizer"
     if config.model.source == "folder" and not any(Path(config.model.name).expanduser().glob("tokenizer*")):
@@ -93,6 +98,8 @@ def _fetched(name: str) -> bool:
 
 
 def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Workload:
+    if isinstance(config.task, ImageConfig):
+        return _assumed_pictures(config, config.task, reason)
     settings, length = config.training, config.task.max_length
     notes = [f"{reason}: every row counts as task.max_length={length} tokens"]
     if task is None:
@@ -111,6 +118,30 @@ def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Worklo
         Shape(settings.eval_batch_size, _padded(length), settings.eval_batch_size * learnt), accumulates,
         settings.max_steps, notes,
     )  # fmt: skip
+
+
+def _assumed_pictures(config: RunConfig, asked: ImageConfig, reason: str) -> Workload:
+    """All pictures are of one size, so only their number and their classes are unknown."""
+    settings, task = config.training, tasks.build(asked)
+    size = asked.image_size or config.model.shape.get("image_size") or ASSUMED_PIXELS
+    task.labels = [str(i) for i in range(ASSUMED_LABELS)]
+    notes = [f"{reason}: {ASSUMED_LABELS} classes are assumed, which costs next to nothing"]
+    rows, accumulates = _share(config, settings.batch_size)
+    measured = Shape(settings.eval_batch_size, size, settings.eval_batch_size)
+    return Workload(task, Shape(rows, size, rows), None, measured, accumulates, settings.max_steps, notes)
+
+
+def _pictures(config: RunConfig, material: prepare.Material) -> Workload:
+    settings, size = config.training, material.tokenizer.size
+    assert isinstance(material.train, Encoded)
+    rows, accumulates = _share(config, min(settings.batch_size, len(material.train)))
+    each = Shape(rows, size, rows)
+    held_out = material.validation or material.test
+    most = min(settings.eval_batch_size, len(held_out)) if held_out is not None else 0
+    steps = settings.max_steps or max(
+        1, math.ceil(settings.epochs * math.ceil(len(material.train) / settings.batch_size))
+    )  # type: ignore[arg-type]
+    return Workload(material.task, each, each, Shape(most, size, most) if most else None, accumulates, steps)
 
 
 def _share(config: RunConfig, rows: int) -> tuple[int, bool]:

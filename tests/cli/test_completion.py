@@ -28,7 +28,7 @@ def complete(*words: str, cwd=None) -> list[str]:
     [
         (("conf",), {"config"}),
         (("train", "quick"), {"quickstart"}),
-        (("train", "smollm2/r"), {"smollm2/reuters-r8_lora"}),
+        (("train", "smollm2/r"), {"smollm2/reuters-r8_lora", "smollm2/reuters-r8_sparse_adapter"}),
         (("cp", "llama2-7b/gsm"), {f"llama2-7b/gsm8k_{method}" for method in ("kpsvd", "lora", "pissa")}),
         (("train", "quickstart", "optim.l"), {"optim.lr="}),
         (("train", "quickstart", "track"), {"tracker=", "tracker.name=", "tracker.project="}),
@@ -53,6 +53,6 @@ def test_keys_of_every_method_and_task_are_offered():
 def test_files_and_their_own_groups_are_offered(tmp_path):
     (tmp_path / "mine.yaml").write_text("")
     (tmp_path / "configs" / "method").mkdir(parents=True)
-    (tmp_path / "configs" / "method" / "special.yaml").write_text("")
+    (tmp_path / "configs" / "method" / "own-special.yaml").write_text("")
     assert "mine.yaml" in complete("train", "m", cwd=tmp_path)
-    assert complete("train", "mine.yaml", "method=sp", cwd=tmp_path) == ["method=special"]
+    assert complete("train", "mine.yaml", "method=own", cwd=tmp_path) == ["method=own-special"]

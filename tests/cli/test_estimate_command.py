@@ -10,9 +10,11 @@ from typer.testing import CliRunner
 
 from peftcli.cli.main import app
 from peftcli.config.catalog import recipes
+from peftcli.config.compose import compose
 
-ALIKE = {r for r in recipes() if r.startswith("mamba/")} - {
-    "mamba/glue-rte_sdt", "mamba/glue-rte_lora", "mamba/dart_sdt", "mamba/spider_lora",
+ALIKE = {r for r in recipes() if r.startswith(("mamba/", "resnet/", "vit/"))} - {
+    "mamba/glue-rte_sdt", "mamba/glue-rte_lora", "mamba/dart_sdt", "mamba/spider_lora", "vit/elpv_lora",
+    "resnet/elpv_sparse_adapter",
 }  # fmt: skip
 """Recipes that differ from another one in rows and rates alone."""
 SAMPLED = "smollm2/reuters-r8_lora"
@@ -43,8 +45,9 @@ def test_every_recipe_is_counted(recipe: str, tmp_path) -> None:
     found = json.loads(run("train", recipe, "--dry-run", "--json").stdout)
     assert 0 < found["parameters"]["trainable"] < found["parameters"]["total"]
     assert found["memory"]["heaviest"]["peak"] > found["memory"]["heaviest"]["weights"] > 0
-    # Rows that are not on this machine are counted as full; the bundled ones are read.
-    assert any("max_length" in note for note in found["notes"]) == (recipe != "quickstart")
+    # Rows that are not on this machine are counted as full; the bundled ones are read, pictures are of one size.
+    texts = compose(recipe).config.task.type != "images"
+    assert any("max_length" in note for note in found["notes"]) == (texts and recipe != "quickstart")
     assert not (tmp_path / "runs").exists()
 
 
@@ -54,8 +57,17 @@ def test_plain_words_where_there_is_no_terminal() -> None:
     assert "134,975,808" in said
     assert "460,800 (0.34 %)" in said
     assert "sample reuters-r8 (data) is not fetched" in said
+    assert "rows x tokens, learnt" in said
     assert "\x1b" not in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_pictures_are_counted_by_their_side() -> None:
+    said = run("estimate", "vit/elpv_lora").stdout
+    assert "pictures x pixels a side" in said
+    assert "32 x 112" in said
+    assert "token" not in said
+    assert json.loads(run("estimate", "vit/elpv_lora", "--json").stdout)["unit"] == "pixels"
 
 
 def test_what_does_not_fit_comes_with_changes(monkeypatch) -> None:

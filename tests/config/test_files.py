@@ -24,7 +24,7 @@ from peftcli.config.validate import schema_keys
 
 @pytest.mark.parametrize("recipe", sorted(catalog.recipes()))
 def test_a_saved_run_loads_as_the_same_run(recipe, tmp_path):
-    config = compose(recipe, ["training.batch_tokens=64", "optim.eps=1e-12"]).config
+    config = compose(recipe, ["training.micro_batch_size=2", "optim.eps=1e-12"]).config
     frozen.save(config, tmp_path / "config.yaml")
     assert frozen.load(tmp_path / "config.yaml") == config
     assert (tmp_path / "config.yaml").read_text().startswith("schema_version: 1\n")

@@ -11,6 +11,8 @@ from peftcli.config.schema import TASKS
 from peftcli.config.validate import schema_keys
 
 GENERATION = ["task=generation", "data=gsm8k"]
+PICTURES = ["model=vit-s14", "method=lora", "~method.channels", "~method.lora_targets", "data=elpv", "task=images"]
+SEVERAL = [*PICTURES, "task.multilabel=true"]
 CODE = [*GENERATION, "task.scoring=code", "task.tests='{checks}'"]
 
 
@@ -121,6 +123,8 @@ def test_the_ends_of_a_range_are_allowed(override):
     [
         (["data.streaming=true"], "data.streaming needs training.max_steps"),
         (["data.streaming=true", "training.max_steps=9", "training.group_by_length=true"], "do not go together"),
+        (["data.where={train: mono}"], "names no column of a split"),
+        (["data.where.train.cell=mono", "data.streaming=true", "training.max_steps=9"], "that are streamed are all"),
         (["data.source=files", "data.name=null"], "names no file of the train split"),
         (["data.files.train=a.csv"], "data.source is not files"),
         (["data.source=hub", "data.name=null"], "data.name is missing"),
@@ -149,6 +153,9 @@ def test_the_ends_of_a_range_are_allowed(override):
         (["method=sdt", "method.selector=random", "method.states=auto"], "a score that means nothing there"),
         (["method=sdt", "method.channels=0.6", "method.pruned=0.5"], "more than all channels"),
         (["method=sdt", "method.warmup=1.0"], "method.warmup takes all steps"),
+        (["method=sparse_adapter", "method.few=0.9", "method.final=0.2"], "leave no steps for the stage that prunes"),
+        (["method=sparse_adapter", "method.wide=4", "method.sparsity=0.5"], "method.wide decides the sparsity"),
+        (["method=sparse_adapter", "method.chosen=3", "method.few=0"], "method.few=0 leaves it no steps"),
         (["method=kpsvd", "method.energy=0.5"], "method.energy chooses ranks"),
         (["method=kpsvd", "method.budget=5000"], "method.budget chooses ranks"),
         (["method=kpsvd", "method.rank=auto", "method.min_rank=40"], "method.min_rank is larger"),
@@ -172,6 +179,14 @@ def test_the_ends_of_a_range_are_allowed(override):
         ([*GENERATION, "task.samples=5", "task.beams=2"], "task.beams looks for the likeliest"),
         ([*GENERATION, "task.shots=2", "task.template=chat"], "not into a chat"),
         ([*GENERATION, "task.system=hello"], "only means something with task.template=chat"),
+        ([*PICTURES, "data.streaming=true", "training.max_steps=9"], "data.streaming is for text"),
+        ([*PICTURES, "training.batch_tokens=99"], "a picture has none"),
+        ([*SEVERAL, "task.positive=cat"], "task.positive is for two labels of which a picture has one"),
+        ([*SEVERAL, "task.balanced_sampling=true"], "task.balanced_sampling needs one label a picture"),
+        ([*SEVERAL, "task.label_smoothing=0.1"], "task.label_smoothing needs one label a picture"),
+        ([*PICTURES, "task.best_metric=exact_match"], "is for pictures with several labels"),
+        ([*PICTURES, "task.best_metric=perplexity"], "cannot be 'perplexity' for images"),
+        ([*PICTURES, "task.augment.crop=0"], "task.augment.crop is 0"),
         (["task.prompt=hello"], "names no column"),
         (["task.prompt='{text'"], "cannot be read"),
         ([*GENERATION, "task.answer='(['"], "not a regular expression"),
@@ -184,6 +199,9 @@ def test_the_ends_of_a_range_are_allowed(override):
         (["data.source=files", "data.files.train=[]"], "names no file of the train split"),
         (["schema_version=99"], "this program reads version 1"),
         (["schema_version=0"], "this program reads version 1"),
+        (["training.cache_features=true"], "training.cache_features is for pictures"),
+        ([*PICTURES, "training.cache_features=true", "task.augment.flip=true"], "task.augment changes them each time"),
+        ([*PICTURES, "training.cache_features=true", "launch.processes=2"], "is for one process"),
         (["training.batch_tokens=99", "training.batch_size=4"], "both say how large a batch is"),
     ],
 )

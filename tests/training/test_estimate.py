@@ -139,6 +139,7 @@ def test_activations_are_those_of_a_real_step(name, settings, task, precision: s
     if again:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         base.activation_checkpointing_enable({"use_reentrant": False, "preserve_rng_state": False})
+        base.disable_input_require_grads()  # as in training: the frozen prefix keeps no graph
     book = Ledger([*model.parameters(), *model.buffers(), *batch.values()])
     with book, left_to_autocast(model, precision == "bf16"):
         with autocast(precision, "cpu"):

@@ -11,7 +11,7 @@ from peftcli.config.errors import CheckFailed
 from peftcli.methods.full.settings import Settings as Full
 from peftcli.training import checkpoints
 
-TIMES = {"seconds", "memory_bytes"}
+TIMES = {"seconds", "waited", "memory_bytes"}
 
 
 def deterministic(run) -> list[dict]:

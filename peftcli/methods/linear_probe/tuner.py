@@ -9,7 +9,7 @@ from torch import nn
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
 from peftcli.methods.contract import Calibration, Capabilities
-from peftcli.methods.injection import inject, task_type
+from peftcli.methods.injection import has_head, inject
 from peftcli.models.family import Family
 
 
@@ -20,6 +20,6 @@ class Method(contract.Method):
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract. Raises UserError where the model has no classification head."""
-        if task_type(model) != "SEQ_CLS":
+        if not has_head(model):
             raise UserError(Mistake("method=linear_probe needs a classification head", hint="task.head=linear"))
         return inject(model, LoraConfig(target_modules=DUMMY_TARGET_MODULES))

@@ -16,7 +16,7 @@ from peftcli.config import peft_types
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.methods import contract
 from peftcli.methods.contract import Calibration, Stage
-from peftcli.methods.injection import inject, plain, task_type
+from peftcli.methods.injection import has_head, inject, plain
 from peftcli.methods.lora.rearranged import Rearrangement, moves_weights
 from peftcli.methods.peft import adalora, kinds
 from peftcli.methods.peft.settings import Settings
@@ -55,7 +55,7 @@ class Method(contract.Method):
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract. Raises UserError where the tuner does not fit the model."""
-        if self.type in kinds.NEED_EMBEDDINGS and task_type(model) == "SEQ_CLS":
+        if self.type in kinds.NEED_EMBEDDINGS and has_head(model):
             raise UserError(
                 Mistake(
                     f"method.type={self.type} hides from a linear head where a padded row ends",

@@ -1,0 +1,1 @@
+"""Pictures: read safely, changed at random, compared, shown."""

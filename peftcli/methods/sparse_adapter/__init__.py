@@ -1,0 +1,1 @@
+"""Bottleneck modules between the layers of a frozen model, made sparse while they are trained."""

@@ -1,0 +1,1 @@
+"""Pictures and the class or classes of each."""
