@@ -128,6 +128,11 @@ class Bench:
             for arm in ARMS
         }
 
+    def done(self, base: str, cases: Iterable[str], arms: Sequence[str]) -> bool:
+        """Whether all runs of these arms are there."""
+        rates = self.rates(base)
+        return all(self.jobs(base, case, arms, rates).keys() <= self.store.results.keys() for case in cases)
+
     def runs(self, base: str, case: str, arm: str) -> list[Result]:
         rate = self.rates(base)[arm]
         return [self.store.results[key(base, case, arm, rate, seed)] for seed in seeds(case)]
@@ -252,16 +257,26 @@ not have found. After the AUROC: the training rows' own, by the labels they were
 
 
 def report(bench: Bench) -> str:
-    """The tables with what they can say."""
+    """The tables with what they can say; those whose runs are not all there yet are named instead."""
     rates = ", ".join(f"{rate:g}" for rate in RATES)
-    parts = [ABOUT.format(more=MORE_SEEDS, seeds=SEEDS, rates=rates, margin=MARGIN)]
+    parts, missing = [ABOUT.format(more=MORE_SEEDS, seeds=SEEDS, rates=rates, margin=MARGIN).strip()], []
     for name, base in BASES.items():
         parts += [f"{base.title}: {base.steps * bench.factor} steps of {BATCH}.", main_table(bench, name, "all")]
-        parts += [bars(bench, name), "Trained on mono-crystalline cells, tested on poly-crystalline ones:"]
-        parts.append(main_table(bench, name, "shift"))
+        parts.append(bars(bench, name))
+        if bench.done(name, ["shift"], list(ARMS)):
+            parts += [
+                "Trained on mono-crystalline cells, tested on poly-crystalline ones:",
+                main_table(bench, name, "shift"),
+            ]
+        else:
+            missing.append(f"{base.title}, other cells")
     parts.append(FEW_ABOUT.format(back=KEPT_BACK))
     for name, base in BASES.items():
-        parts += [f"{base.title}:", few_table(bench, name), few_verdicts(bench, name)]
+        if bench.done(name, FEW, FEW_ARMS):
+            parts += [f"{base.title}:", few_table(bench, name), few_verdicts(bench, name)]
+        else:
+            missing.append(f"{base.title}, few labels")
+    parts += [f"Not run to the end yet: {'; '.join(missing)}."] if missing else []
     ours, size = "python scripts/evidence_sparse.py", " --size full" if bench.full else ""
     return "\n\n".join([*parts, here(f"{ours} run{size} && {ours} table{size}")])
 
