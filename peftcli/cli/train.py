@@ -66,7 +66,7 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
         from peftcli.data.samples.fetch import ensure
 
         model, data = composed.config.model, composed.config.data
-        ensure([str(part.name) for part in (model, data) if part.source == "sample"])
+        ensure([str(part.name) for part in (model, data, *data.domains.values()) if part.source == "sample"])
     folder = RunFolder.create(composed.config, composed.overrides)
     return folder.path, _launch(folder.path, composed.config.launch, quiet)
 

@@ -122,6 +122,7 @@ class Task(ABC):
         asked: Those among them that the model reads; the others hold what it learns, and `predict` does without.
         labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
         image_size: Side in pixels of the pictures, where the recipe gives one.
+        base_answers: The untouched base answers too where nothing is generated: it needs no head.
         workers: Threads that make batches ahead of the step; 0 where there is nothing to make.
         notes: What it leaves out of its measurements, and why.
         shots: Training rows as text, to stand before each prompt; known after `fit` or set from a saved run.
@@ -130,6 +131,7 @@ class Task(ABC):
     architecture: Literal["causal-lm", "sequence-classification", "image-classification"] = "causal-lm"
     image_size: int | None = None
     workers: int = 0
+    base_answers: bool = False
     needed: list[str]
     asked: list[str]
     labels: list[str] | None = None
