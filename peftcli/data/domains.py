@@ -47,8 +47,8 @@ def read(config: DataConfig, needed: list[str], notes: list[str]) -> tuple[dict[
         try:
             rows, left_out = _rows(name, domain, config, needed, notes)
             counts = Counter(map(str, rows["label"]))
-            shares[name] = _like(name, domain, counts, shares) if domain.like else share(
-                name, domain, config, counts, notes
+            shares[name] = (
+                _like(name, domain, counts, shares) if domain.like else share(name, domain, config, counts, notes)
             )
         except UserError as error:
             mistakes += [replace(one, where=f"data.domains.{name}: {one.where}".removesuffix(": ")) for one in
@@ -193,4 +193,3 @@ def _numbered(rows: Rows, domain: str, role: str, first: int) -> pa.Table:
     table = table.set_column(table.column_names.index("label"), "label", labels)
     table = table.append_column("domain", pa.array([domain] * count)).append_column("role", pa.array([role] * count))
     return table.append_column("row", whole_numbers(range(first, first + count)))
-

@@ -30,9 +30,9 @@ class Episode:
     """A task.
 
     Attributes:
-        inputs: Arguments of the model's forward pass, of support and query rows, [N, ...] each.
+        inputs: Arguments of the model's forward pass, of the support and then of the query, [N, ...] each.
         classes_N: Class of each row, 0 to C - 1, int64.
-        query_N: Which rows are the query, bool.
+        support: How many of the rows are the support.
         ways: C.
         domain: Where it comes from.
         base_ND: Features of the rows by the untouched base, where somebody has kept them.
@@ -40,20 +40,15 @@ class Episode:
 
     inputs: Mapping[str, Tensor]
     classes_N: Tensor
-    query_N: Tensor
+    support: int
     ways: int
     domain: str = ""
     base_ND: Tensor | None = None
 
     def part(self, query: bool) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and classes of the query, or of the support."""
-        rows_N = self.query_N if query else ~self.query_N
-        return {name: value[rows_N] for name, value in self.inputs.items()}, self.classes_N[rows_N]
-
-    @property
-    def support_base_ND(self) -> Tensor | None:
-        """The base's features of the support, where they are kept."""
-        return None if self.base_ND is None else self.base_ND[~self.query_N]
+        rows = slice(self.support, None) if query else slice(self.support)
+        return {name: value[rows] for name, value in self.inputs.items()}, self.classes_N[rows]
 
 
 def prototypes(features_ND: Tensor, classes_N: Tensor, ways: int) -> Tensor:
@@ -94,8 +89,8 @@ def logits(model: Any, episode: Episode) -> Tensor:
     inputs, classes_N = episode.part(query=False)
     with adapted(model, inputs, classes_N, episode.ways):
         features_ND = wide(model(**episode.inputs).logits)
-    support_ND, query_ND = features_ND[~episode.query_N], features_ND[episode.query_N]
-    return scores(query_ND, prototypes(support_ND, classes_N, episode.ways))
+    means_CD = prototypes(features_ND[: episode.support], classes_N, episode.ways)
+    return scores(features_ND[episode.support :], means_CD)
 
 
 def loss(model: nn.Module, episode: Episode) -> Tensor:
@@ -104,6 +99,6 @@ def loss(model: nn.Module, episode: Episode) -> Tensor:
     if own is not None:
         return own(episode)
     features_ND = wide(model(**episode.inputs).logits)
-    support_ND, query_ND = features_ND[~episode.query_N], features_ND[episode.query_N]
-    means_CD = prototypes(support_ND, episode.classes_N[~episode.query_N], episode.ways)
-    return F.cross_entropy(scores(query_ND, means_CD), episode.classes_N[episode.query_N])
+    (_, classes_N), (_, truth_N) = episode.part(query=False), episode.part(query=True)
+    means_CD = prototypes(features_ND[: episode.support], classes_N, episode.ways)
+    return F.cross_entropy(scores(features_ND[episode.support :], means_CD), truth_N)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftcli.config import paths
-from peftcli.config.errors import UserError
-from peftcli.config.schema import GenerationConfig, ImageConfig, RunConfig
+from peftcli.config.errors import Mistake, UserError
+from peftcli.config.schema import EpisodesConfig, GenerationConfig, ImageConfig, RunConfig
 from peftcli.data.collate import IGNORE, MULTIPLE
 from peftcli.data.sampler import BatchSampler
 from peftcli.data.stream import Stream
@@ -62,6 +62,9 @@ def find(config: RunConfig) -> Workload:
     Raises:
         UserError, CheckFailed: The rows are here and wrong.
     """
+    if isinstance(config.task, EpisodesConfig):
+        what = "few-shot tasks are of many sizes, which only real ones tell: nothing is counted beforehand"
+        raise UserError(Mistake(what, "task.type", hint="a short run tells its time and memory: training.max_steps=3"))
     if reason := _absent(config):
         return _assumed(config, reason)
     material = prepare.load_material(config)

@@ -207,7 +207,7 @@ SAMPLES = (
         members=(),
         convert="peftcli.data.samples.glyphs:convert",
         licence="fonts: DejaVu (Bitstream Vera's licence) and STIX (its own), both free; texts in the sample",
-        about="characters of 8 alphabets in 16 fonts, 48x48: image, label (code point), alphabet, font; classes to split",
+        about="characters of 8 alphabets in 16 fonts, 48x48: image, label (code point), alphabet, font; not split",
     ),
     Sample(
         name="python-stdlib",

@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from peftcli.data.sampler import generator
 from peftcli.data.samples import store
 from peftcli.data.samples.table import write
-from peftcli.data.sampler import generator
 
 FONTS = (
     "DejaVuSans", "DejaVuSans-Bold", "DejaVuSans-Oblique", "DejaVuSans-BoldOblique", "DejaVuSansMono",

@@ -1,29 +1,32 @@
-"""The base as it is, as a PEFT adapter that adapts nothing."""
+"""The base as it is."""
 
 from __future__ import annotations
 
-from peft import LoraConfig, PeftModel
-from peft.utils.constants import DUMMY_TARGET_MODULES
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
 from peftcli.methods.contract import Calibration, Capabilities, Stage
-from peftcli.methods.injection import has_head, inject
+from peftcli.methods.frozen.settings import Settings
+from peftcli.methods.injection import has_head
 from peftcli.models.family import Family
 
 
 class Method(contract.Method):
-    """Takes no steps."""
+    """Takes no steps; saves the whole model, which is the base's."""
 
-    capabilities = Capabilities(trains=False, layers=frozenset())
+    capabilities = Capabilities(
+        merges=False, unloads=False, several_adapters=False, trains=False, layers=frozenset()
+    )  # fmt: skip
+    saves = "model"
+    settings: Settings
 
-    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
+    def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> nn.Module:
         """See the contract. Raises UserError where a head of random numbers would be measured."""
         if has_head(model):
             what = "method=frozen trains nothing, and the head of this task is drawn at random"
             raise UserError(Mistake(what, hint="take method=linear_probe"))
-        return inject(model, LoraConfig(target_modules=DUMMY_TARGET_MODULES))
+        return model
 
     def stages(self, total_steps: int) -> list[Stage]:
         """None."""

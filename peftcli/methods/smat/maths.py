@@ -144,9 +144,7 @@ def distance(student_NC: Tensor, teacher_NC: Tensor, temperature: float, reverse
     return temperature**2 * F.kl_div(first, second, reduction="batchmean", log_target=True)
 
 
-def distillation(
-    student_NC: Tensor, teachers: Sequence[Tensor], temperature: float, reverse: bool
-) -> Tensor:
+def distillation(student_NC: Tensor, teachers: Sequence[Tensor], temperature: float, reverse: bool) -> Tensor:
     """The mean of the distances to the teachers, a scalar; zero without any."""
     if not teachers:
         return student_NC.new_zeros(())

@@ -147,8 +147,8 @@ class SmatModel(BaseTuner):
             yield
             return
         if self._current is None:
-            hint = "within `with model.for_support(inputs, classes, ways):` it has weights; peft predict --support gives it"
-            raise UserError(Mistake("a SMAT model has weights only for a task, and none was given", hint=hint))
+            what = "a SMAT model has weights only for a task, and none was given"
+            raise UserError(Mistake(what, hint="with model.for_support(inputs, classes, ways): ... gives it one"))
         # What `functional_call` does, around a call that is PEFT's.
         with _reparametrize_module(self.model, self._current, tie_weights=True):
             yield
@@ -158,8 +158,8 @@ class SmatModel(BaseTuner):
         settings, state = self.settings, self.state
         inputs, classes_N = episode.part(query=False)
         asked, truth_N = episode.part(query=True)
-        base_ND = episode.support_base_ND
-        base_ND = self.base_features(inputs) if base_ND is None else base_ND
+        kept_ND = episode.base_ND
+        base_ND = self.base_features(inputs) if kept_ND is None else kept_ND[: episode.support]
         weights_M, logits_M = self.route(base_ND, classes_N, episode.ways, draw=self.training)
         masks_KM = state.masks(self._name, stochastic=settings.stochastic and self.training)
         theta = state.task_weights(self._name, self.weights(), masks_KM @ weights_M)
@@ -175,9 +175,7 @@ class SmatModel(BaseTuner):
         self.experts = weights_M.detach()
         return (1 - share) * loss + share * taught + self._constraints(masks_KM, weights_M, logits_M)
 
-    def _teachers(
-        self, episode: Episode, theta: dict[str, Tensor], heads_CD: Tensor, base_ND: Tensor
-    ) -> list[Tensor]:
+    def _teachers(self, episode: Episode, theta: dict[str, Tensor], heads_CD: Tensor, base_ND: Tensor) -> list[Tensor]:
         """Scores of the query by each teacher, [N, C]."""
         settings, (asked, truth_N) = self.settings, episode.part(query=True)
         found = []
@@ -188,9 +186,9 @@ class SmatModel(BaseTuner):
                 )
             )
         if settings.distillation and settings.base_teacher:
-            kept_ND = None if episode.base_ND is None else episode.base_ND[episode.query_N]
-            query_ND = self.base_features(asked) if kept_ND is None else kept_ND
-            means_CD = prototypes(base_ND, episode.classes_N[~episode.query_N], episode.ways)
+            kept_ND = episode.base_ND
+            query_ND = self.base_features(asked) if kept_ND is None else kept_ND[episode.support :]
+            means_CD = prototypes(base_ND, episode.part(query=False)[1], episode.ways)
             found.append(scores(query_ND, means_CD))
         return found
 

@@ -24,13 +24,13 @@ class Settings:
     stochastic: bool = False
     """Draw masks at random while training (hard concrete with uniform noise) instead of taking them as they are."""
     inner_lr: float = 1e-3
-    """Rate of the one step on the support that precedes the query in training, as in the released code; 0 takes none."""
+    """Rate of the one step on the support that precedes the query in training, as the released code has it; 0: none."""
     teacher_steps: int = 1
     """Steps of the dense teacher on the query, from the task's weights; 0 has no teacher."""
     teacher_lr: float = 5e-3
     """Rate of the teacher's steps."""
     base_teacher: bool = False
-    """Distil from the untouched base's prototypes too, as the released code does and the paper's figures do not show."""
+    """Distil from the untouched base's prototypes too, which is in the released code and not in the figures."""
     distillation: float = 0.25
     """Weight of distillation in the loss; the query's cross-entropy has the rest."""
     divergence: Literal["reverse", "forward"] = "reverse"

@@ -77,7 +77,7 @@ def _answer(task: EpisodesTask, model: Any, pool: Pool, index: int, batch: dict[
     domain, drawn = pool.task(index)
     (episode,) = task.split(batch)
     scores_NC = few_shot.logits(model, replace(episode, domain=domain)).float()
-    truth_N = episode.classes_N[episode.query_N]
+    _, truth_N = episode.part(query=True)
     right = int((scores_NC.argmax(1) == truth_N).sum())
     names = pool.names(domain, drawn)
     listed = ", ".join(names[:NAMED]) + (", ..." if len(names) > NAMED else "")
@@ -88,9 +88,7 @@ def _answer(task: EpisodesTask, model: Any, pool: Pool, index: int, batch: dict[
     return Answered(domain, right / len(truth_N), loss, right, len(truth_N), about, chosen)
 
 
-def summary(
-    found: list[Answered], held_out: frozenset[str]
-) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
+def summary(found: list[Answered], held_out: frozenset[str]) -> tuple[dict[str, float], dict[str, tuple[float, float]]]:
     """Means over the domains, of each group of them and of each, and 95 % intervals of the accuracies.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from rich.text import Text
 from torch import Tensor, nn
 
 from peftcli.config.errors import CheckFailed, Mistake, UserError
-from peftcli.config.schema import EpisodesConfig, ImageConfig, ModelConfig
+from peftcli.config.schema import EpisodesConfig, ModelConfig
 from peftcli.data.collate import IGNORE, MULTIPLE, pad
 from peftcli.data.episodes import Rules
 from peftcli.data.images import places
@@ -21,8 +22,9 @@ from peftcli.data.rows import Rows
 from peftcli.methods import episodes as few_shot
 from peftcli.methods.episodes import Episode
 from peftcli.models import image_reader
+from peftcli.tasks import labels
 from peftcli.tasks.contract import Encoded, Loss, Task, bare, check_metric
-from peftcli.tasks.episodes import measure
+from peftcli.tasks.episodes import kept, measure
 from peftcli.tasks.episodes.pool import Pool, gather
 from peftcli.tasks.images.gallery import hang
 from peftcli.tasks.prompts import Template
@@ -49,10 +51,16 @@ class EpisodesTask(Task):
         self.labels = []
         self.best_metric = check_metric(config.best_metric, ("accuracy", "loss"))
         self.higher_is_better = config.best_metric != "loss"
+        self._training: tuple[Pool, Any, str] | None = None
+        self._kept: tuple[Tensor | None] | None = None
         self.rules = Rules(config.ways, config.support, config.class_support, config.queries)
 
     def reader(self, model: ModelConfig) -> Any:
         return image_reader.find(model, self.image_size) if self.pictures else super().reader(model)
+
+    def labels_of(self, cell: Any) -> tuple[str]:
+        """The class in a cell."""
+        return labels.one(cell)
 
     def fit(self, splits: Any) -> None:
         """Check that no class of a domain is in two splits.
@@ -61,12 +69,19 @@ class EpisodesTask(Task):
             CheckFailed: `label-mismatch`: a class is trained on and measured.
         """
         seen: dict[tuple[str, str], str] = {}
+        least = self.config.ways[0]
         for split in ("train", "validation", "test"):
             rows = getattr(splits, split)
             for key in set(zip(rows["domain"], rows["label"], strict=True)) if rows is not None else ():
                 if seen.setdefault(key, split) != split:
                     what = f"class {key[1]!r} of {key[0]} is in {seen[key]} and in {split}"
                     raise CheckFailed("label-mismatch", what, "each class belongs to one split")
+        counts = Counter((split, domain) for (domain, _), split in seen.items())
+        splits.notes.extend(
+            f"{domain} has {count} classes in {split}: its tasks have all of them, fewer than task.ways asks for"
+            for (split, domain), count in sorted(counts.items())
+            if count < least
+        )
 
     def encode(self, row: Mapping[str, Any], tokenizer: Any) -> dict[str, Any]:
         """A row without its picture: `row` and `name`; of text `row` and `input_ids`."""
@@ -89,12 +104,21 @@ class EpisodesTask(Task):
         name = rows["split"][0]
         fixed = {"validation": self.config.validation_episodes, "test": self.config.test_episodes}.get(name, 0)
         key = (self.config.seed, name)
-        return gather(rows, self._encoded(rows, tokenizer), self.rules, key, fixed, self.config.episodes)
+        pool = gather(rows, self._encoded(rows, tokenizer), self.rules, key, fixed, self.config.episodes)
+        if name == "train":
+            self._training = (
+                pool,
+                tokenizer,
+                f"{rows.fingerprint()} {tokenizer.fingerprint}"
+                if self.pictures
+                else f"{rows.fingerprint()} {self.tokens(tokenizer).fingerprint} {self.config}",
+            )
+        return pool
 
     def _encoded(self, rows: Rows, tokenizer: Any) -> Encoded:
         if self.pictures:
             bare_rows = [self.encode(row, tokenizer) for row in _named(rows)]
-            return hang(rows, bare_rows, tokenizer, originals=False, animated=ImageConfig().animated)
+            return hang(rows, bare_rows, tokenizer, originals=False)
         found = [self.encode(row, tokenizer) for row in rows]
         lengths = [len(row["input_ids"]) for row in found]
         counts = {"rows": len(found), "dropped": 0, "truncated": sum(row["truncated"] for row in found)}
@@ -114,20 +138,20 @@ class EpisodesTask(Task):
         draw: tuple[int, int] | None = None,
         multiple: int = MULTIPLE,
     ) -> dict[str, Tensor]:
-        """Tasks one after another: the model's inputs [all rows, ...]; `task` and `class`, int64 of each row, and
-        `query`, 0 or 1; `place`, each row's in its split; and of each task `labels` [E], the number of its domain."""
-        parts: dict[str, list[Any]] = {"task": [], "class": [], "query": [], "place": [], "labels": []}
+        """Tasks one after another, the support of each before its query: the model's inputs [all rows, ...]; of each
+        row `class` and `place`, that in its split; of each task `labels` [E], the number of its domain, and `sizes`
+        [E, 2], rows of support and query."""
+        parts: dict[str, list[Any]] = {"class": [], "place": [], "labels": [], "sizes": []}
         taken: list[dict[str, Any]] = []
-        for number, row in enumerate(rows):
+        for row in rows:
             pool: Pool = row["pool"]
             domain, drawn = pool.task(row["row"], draw)
             chosen = np.concatenate([drawn.support, drawn.query])
             taken += pool.source.take(chosen.tolist())
-            parts["task"] += [number] * len(chosen)
             parts["class"] += [*drawn.support_classes.tolist(), *drawn.query_classes.tolist()]
-            parts["query"] += [0] * len(drawn.support) + [1] * len(drawn.query)
             parts["place"] += chosen.tolist()
             parts["labels"].append(pool.domains.index(domain))
+            parts["sizes"].append([len(drawn.support), len(drawn.query)])
         tensors = {name: torch.tensor(values) for name, values in parts.items()}
         return {**self.inputs(taken, tokenizer, multiple), **tensors}
 
@@ -142,21 +166,6 @@ class EpisodesTask(Task):
             pixels = [tokenizer.fit(read(source(row["picture"]))) for row in rows]
         return {"pixel_values": tokenizer.normalise(np.stack(pixels))}
 
-    def blank(self, rows: int, length: int, device: Any) -> dict[str, Tensor]:
-        """`rows` tasks of the largest size that the rules allow."""
-        ways = self.config.ways[1]
-        count = self.config.support + ways * self.config.queries
-        names: dict[str, Tensor] = {
-            "pixel_values": torch.empty(rows * count, 3, length, length, device=device)
-        } if self.pictures else {
-            name: torch.empty(rows * count, length, dtype=torch.long, device=device) for name in INPUTS[1:]
-        }  # fmt: skip
-        at = torch.arange(rows * count)
-        inside = at % count
-        parts = {"task": at // count, "class": inside % ways, "query": (inside >= self.config.support).long(),
-                 "place": at, "labels": torch.zeros(rows, dtype=torch.long)}  # fmt: skip
-        return {**names, **parts}
-
     def weight(self, batch: Mapping[str, Tensor]) -> int:
         """The number of tasks."""
         return int((batch["labels"] != IGNORE).sum())
@@ -164,21 +173,31 @@ class EpisodesTask(Task):
     def loss(self, model: nn.Module, batch: Mapping[str, Tensor]) -> Loss:
         """The sum over tasks of what `peftcli.methods.episodes.loss` says of each."""
         weight_E = batch["labels"] != IGNORE
-        each = [few_shot.loss(model, one) for one in self.split(batch)]
+        each = [few_shot.loss(model, one) for one in self.split(self._with_base(bare(model), batch))]
         return Loss((torch.stack(each) * weight_E).sum(), self.weight(batch))
 
     def split(self, batch: Mapping[str, Tensor]) -> list[Episode]:
         """The tasks of a batch."""
         inputs = {name: batch[name] for name in INPUTS if name in batch}
-        task_N, class_N, query_N = batch["task"], batch["class"], batch["query"].bool()
         found, start = [], 0
-        for size in torch.bincount(task_N).tolist():
-            at = slice(start, start + size)
-            part = {name: value[at] for name, value in inputs.items()}
+        for support, query in batch["sizes"].tolist():
+            at = slice(start, start + support + query)
+            classes_N = batch["class"][at]
             base_ND = batch["base"][at] if "base" in batch else None
-            found.append(Episode(part, class_N[at], query_N[at], int(class_N[at].max()) + 1, base_ND=base_ND))
-            start += size
+            part = {name: value[at] for name, value in inputs.items()}
+            found.append(Episode(part, classes_N, support, int(classes_N.max()) + 1, base_ND=base_ND))
+            start = at.stop
         return found
+
+    def _with_base(self, model: Any, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """The batch with what the base makes of its rows, where the model looks at that."""
+        if self._training is None or getattr(model, "base_features", None) is None:
+            return batch
+        if self._kept is None:
+            pool, reader, about = self._training
+            self._kept = (kept.features(model, pool.source, lambda rows: self.inputs(rows, reader), about),)
+        (found,) = self._kept
+        return batch if found is None else {**batch, "base": found[batch["place"]]}
 
     def evaluate(self, model, encoded, tokenizer, *, batch_size, device, precision="fp32", generate=False):
         """Accuracy and loss of the query over the split's fixed tasks, by domain; `generate` adds what the report
@@ -210,4 +229,3 @@ def _named(rows: Rows) -> Iterable[dict[str, Any]]:
     names = compute.struct_field(rows.table.column(places.COLUMN), "path").cast(pa.large_string())
     for row, name in zip(rows["row"], names.to_pylist(), strict=True):
         yield {"row": row, places.COLUMN: {"path": name}}
-
