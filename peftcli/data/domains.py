@@ -64,7 +64,7 @@ def read(config: DataConfig, needed: list[str], notes: list[str]) -> tuple[dict[
             parts[split].append(part.append_column("split", pa.array([split] * len(part), pa.string())))
     if mistakes:
         raise UserError(*mistakes)
-    if not parts["train"]:
+    if not any(len(table) for table in parts["train"]):
         raise UserError(Mistake("every domain is held out, and none is left to train on", "data.domains"))
     found = {split: Rows(pa.concat_tables(tables, promote_options="permissive")) for split, tables in parts.items()
              if any(len(table) for table in tables)}  # fmt: skip

@@ -27,31 +27,37 @@ def build(config: OptimConfig, model: nn.Module, groups: list[dict]) -> torch.op
             names = [n for n in group["names"] if (parameters[n].ndim > 1 and group.get("decays", True)) == decays]
             if names:
                 scale = group["lr"] / config.lr if "lr" in group else group.get("lr_scale", 1.0)
-                row = {"params": [parameters[n] for n in names], "lr_scale": scale}
+                kind = group.get("optimiser", "adamw")
+                row = {"params": [parameters[n] for n in names], "lr_scale": scale, "kind": kind}
                 row |= {"weight_decay": config.weight_decay if decays else 0.0}
                 row |= {"clip_norm": group["clip_norm"], "clips": index} if "clip_norm" in group else {}
-                rows[group.get("optimiser", "adamw")].append(row)
+                rows[kind].append(row)
     betas = (config.betas[0], config.betas[1])
-    parts: list[torch.optim.Optimizer] = []
+    parts: dict[str, torch.optim.Optimizer] = {}
     if rows["adamw"]:
-        parts.append(torch.optim.AdamW(rows["adamw"], lr=config.lr, betas=betas, eps=config.eps, fused=True))
+        parts["adamw"] = torch.optim.AdamW(rows["adamw"], lr=config.lr, betas=betas, eps=config.eps, fused=True)
     if rows["sgd"]:
-        parts.append(torch.optim.SGD(rows["sgd"], lr=config.lr))
-    return parts[0] if len(parts) == 1 else Together(parts)
+        parts["sgd"] = torch.optim.SGD(rows["sgd"], lr=config.lr)
+    return next(iter(parts.values())) if len(parts) == 1 else Together(parts)
 
 
 class Together(torch.optim.Optimizer):
-    """Several optimisers that step as one, over the groups of all."""
+    """Several optimisers that step as one, over the groups of all; the state is here.
 
-    def __init__(self, parts: list[torch.optim.Optimizer]):
-        super().__init__([group for part in parts for group in part.param_groups], {})
+    Args:
+        parts: By what their groups say of their `kind`.
+    """
+
+    def __init__(self, parts: dict[str, torch.optim.Optimizer]):
+        super().__init__([group for part in parts.values() for group in part.param_groups], {})
         self.parts = parts
-        for part in parts:
-            part.state = self.state
 
     def step(self, closure: Any = None) -> None:  # type: ignore[override]  # nothing here calls it with a closure
         """Step each."""
-        for part in self.parts:
+        for kind, part in self.parts.items():
+            # Anew each time: loading a state puts other groups and another state in place of these.
+            part.param_groups = [group for group in self.param_groups if group["kind"] == kind]
+            part.state = self.state
             part.step()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 import numpy as np
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftcli.data.episodes import Rules, draw, query_rows
@@ -20,6 +20,7 @@ def members(counts: list[int]) -> list[np.ndarray]:
 
 
 @given(sizes, st.integers(2, 8), st.integers(0, 30), st.integers(2, 80), st.integers(1, 12), st.integers(0, 10**6))
+@settings(deadline=None)
 def test_a_task_keeps_to_the_rules(counts, least, more, support, queries, seed) -> None:
     rules = Rules((least, least + more), support, 20, queries)
     rows = members(counts)

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from peftcli.methods import episodes
@@ -45,6 +45,7 @@ def test_no_change_is_the_base_bit_for_bit_for_any_experts() -> None:
 
 
 @given(st.lists(st.floats(-8, 8), min_size=1, max_size=9), st.floats(0.2, 8))
+@settings(deadline=None)
 def test_weights_of_experts_are_not_negative_and_add_up_to_one(logits, temperature) -> None:
     for noise in (None, uniform(len(logits)).clamp(1e-3, 1 - 1e-3)):
         alpha_M = maths.mixture(torch.tensor(logits, dtype=F64), temperature, noise)
@@ -92,6 +93,7 @@ def test_sparsity_counts_weights_and_not_entries() -> None:
 
 
 @given(st.integers(1, 40), st.floats(0, 0.99), st.integers(0, 1000))
+@settings(deadline=None)
 def test_pruning_reaches_the_target_and_goes_hardly_beyond(entries, target, seed) -> None:
     counts = (uniform(entries, seed=seed) * 20).ceil()
     logits = normal(entries, 3, seed=seed + 1)

@@ -100,19 +100,16 @@ def test_what_was_frozen_and_what_was_kept(make, places) -> None:
 
 @pytest.mark.slow
 def test_two_processes_follow_the_curve_of_one(make) -> None:
+    """With one expert nothing is drawn at random, so that both compute the same up to the order of additions."""
+    from peftcli.config import frozen
     from peftcli.launch import processes
 
     curves, weights = [], []
     for count in (1, 2):
-        folder = make(launch={"processes": count}, method=Smat(experts=2, router_temperature=(0.5, 0.5)))
-        processes.start(folder.path, folder_launch(folder), quiet=True)
+        folder = make(launch={"processes": count}, method=Smat(experts=1, sparsity=0.5))
+        processes.start(folder.path, frozen.load(folder.config).launch, quiet=True)
         curves.append([row["loss"] for row in folder.metrics() if "loss" in row])
         weights.append(load_file(folder.adapter / "adapter_model.safetensors"))
-    assert curves[0][0] != 0
-    assert all(torch.isfinite(value).all() for value in weights[1].values())
-
-
-def folder_launch(folder):
-    from peftcli.config import frozen
-
-    return frozen.load(folder.config).launch
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
