@@ -275,6 +275,18 @@ def test_it_settles_at_its_sparsity_and_fixes_the_masks() -> None:
     assert any("were short of their sparsity" in note for note in method.notes)
 
 
+def test_it_trains_in_float32_on_a_base_in_half_precision(kind) -> None:
+    base, model, _ = attached(kind, torch.bfloat16)
+    assert {p.dtype for p in trained(model).values()} == {torch.float32}
+    task = episode(kind, dtype=torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        episodes.loss(model, task).backward()
+        with torch.no_grad(), model.disable_adapter():
+            assert torch.equal(episodes.logits(model, task), episodes.logits(base.model, task))
+    merged = model.merge_for(*_support(task), task.ways)
+    assert {p.dtype for p in merged.parameters()} == {p.dtype for p in base.model.parameters()}
+
+
 def test_without_a_task_it_says_what_it_needs() -> None:
     base, model, _ = attached()
     with pytest.raises(UserError, match=r"only for a task.*[\s\S]*for_support"):

@@ -9,8 +9,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from peftcli.artifacts import adapter
 from peftcli.artifacts.remeasure import remeasure
 from peftcli.artifacts.tuned import open_tuned
+from peftcli.config.errors import CheckFailed
 from peftcli.methods.frozen.settings import Settings as Frozen
 from peftcli.methods.full.settings import Settings as Full
 from peftcli.methods.lora.settings import Settings as Lora
@@ -96,6 +98,14 @@ def test_what_was_frozen_and_what_was_kept(make, places) -> None:
     stored = load_file(folder.adapter / "adapter_model.safetensors")
     assert {name.split(".smat_")[1].split(".")[0] for name in stored} == kinds
     assert open_tuned(folder.path).forced_base == []
+
+
+def test_an_adapter_on_another_backbone_is_refused(make) -> None:
+    folder = make(training={"max_steps": 2})
+    run(folder.path, quiet=True)
+    for kind in ("vit", "resnet"):
+        with pytest.raises(CheckFailed, match=r"base-mismatch|adapter-keys"):
+            adapter.load(few_shot.headless(kind, torch.float32).model, folder.adapter)
 
 
 @pytest.mark.slow
