@@ -110,6 +110,7 @@ def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Worklo
         if isinstance(config.task, GenerationConfig):
             notes.append("how much of a row is answer is unknown: all of it counts as learnt")
         else:
+            assert not isinstance(config.task, EpisodesConfig)
             task.labels = list(config.task.labels) or [str(i) for i in range(ASSUMED_LABELS)]
             notes.append(f"the labels are unknown: {len(task.labels)} are assumed, which costs next to nothing")
             vars(task)["words"] = list(range(len(task.labels)))

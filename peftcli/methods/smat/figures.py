@@ -37,7 +37,8 @@ def _density(tuner: SmatModel, masks_KM: Tensor, counts_K: Tensor, group: Any) -
     """Mean share of non-zero weights over the experts, of the weights of each group."""
     layout = tuner.state.layouts[tuner._name]
     on_K = (masks_KM != 0).double().mean(1)
-    changed, whole = defaultdict(float), defaultdict(float)
+    changed: dict[str, float] = defaultdict(float)
+    whole: dict[str, float] = defaultdict(float)
     places = torch.arange(len(counts_K)).split(layout.sizes)
     for name, place in zip(layout.masks, places, strict=True):
         if (label := group(name)) is None:

@@ -86,9 +86,9 @@ class SmatLayer(nn.Module, BaseTunerLayer):
     def task_weights(self, adapter: str, base: dict[str, Tensor], gate_K: Tensor) -> dict[str, Tensor]:
         """The weights of a task by name: those of the base, each plus its gated change."""
         gates = self.layouts[adapter].gates(gate_K)
-        delta = self.smat_delta[adapter]
-        return {name: maths.merge(base[name], delta[key(name)], gate) for name, gate in gates.items()}
+        return {name: maths.merge(base[name], self.delta(adapter, name), gate) for name, gate in gates.items()}
 
     def delta(self, adapter: str, name: str) -> Tensor:
         """The change of a weight of the base, by its name there."""
-        return self.smat_delta[adapter][key(name)]
+        changes: Any = self.smat_delta[adapter]
+        return changes[key(name)]

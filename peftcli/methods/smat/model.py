@@ -43,7 +43,7 @@ class SmatModel(BaseTuner):
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put the adapter's tensors beside the model's layers, of which none is replaced."""
-        config: SmatConfig = self.peft_config[adapter_name]
+        config: Any = self.peft_config[adapter_name]  # SmatConfig
         state = getattr(model, PLACE, None)
         if state is not None:
             raise ValueError("SMAT is one adapter of a model: a second one would have other experts for the same tasks")

@@ -68,7 +68,7 @@ class Method(contract.Method):
         )  # fmt: skip
         wrapped = inject(model, config)
         if settings.experts == 1:  # there is nothing to route, and its weight is always 1
-            wrapped.base_model.state.smat_router.requires_grad_(False)
+            _tuner(wrapped).state.smat_router.requires_grad_(False)
             self.notes.append("one expert: its weight is 1 for every task, and the router is not trained")
         return wrapped
 
