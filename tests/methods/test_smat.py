@@ -283,7 +283,7 @@ def test_it_trains_in_float32_on_a_base_in_half_precision(kind) -> None:
         episodes.loss(model, task).backward()
         with torch.no_grad(), model.disable_adapter():
             assert torch.equal(episodes.logits(model, task), episodes.logits(base.model, task))
-    merged = model.merge_for(*_support(task), task.ways)
+        merged = model.merge_for(*_support(task), task.ways)
     assert {p.dtype for p in merged.parameters()} == {p.dtype for p in base.model.parameters()}
 
 

@@ -34,11 +34,11 @@ def descend(loss: Tensor, weights: Weights, heads_CD: Tensor, rate: float, keep:
     gradients = torch.autograd.grad(loss, [*weights.values(), heads_CD], retain_graph=keep, allow_unused=True)
     *of_weights, of_heads = gradients
     moved = {
-        name: weight if gradient is None else weight - rate * gradient
+        name: weight if gradient is None else torch.add(weight, gradient, alpha=-rate)
         for (name, weight), gradient in zip(weights.items(), of_weights, strict=True)
     }
     assert of_heads is not None
-    return moved, heads_CD - rate * of_heads
+    return moved, torch.add(heads_CD, of_heads, alpha=-rate)
 
 
 def after_support(
@@ -89,8 +89,9 @@ def dense_teacher(
     for _ in range(steps):
         with torch.enable_grad():
             loss = F.cross_entropy(scores(features(inputs, own), heads_CD), classes_N)
-        own, heads_CD = descend(loss, own, heads_CD, rate, keep=False)
-        own = {name: weight.detach().requires_grad_() for name, weight in own.items()}
-        heads_CD = heads_CD.detach().requires_grad_()
+        with torch.no_grad():
+            own, heads_CD = descend(loss, own, heads_CD, rate, keep=False)
+        for leaf in (*own.values(), heads_CD):
+            leaf.requires_grad_()
     with torch.no_grad():
         return scores(features(inputs, own), heads_CD)
