@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from peftcli.config.schema import RunConfig
     from peftcli.training.loop import Job
     from peftcli.training.prepare import Attached, Material
 
@@ -86,8 +87,16 @@ class Prepared:
 
 
 @contextmanager
-def prepared(recipe: str, overrides: Sequence[str]) -> Iterator[Prepared]:
-    """A recipe up to its first step, in a folder that is gone afterwards."""
+def prepared(
+    recipe: str, overrides: Sequence[str], load: Callable[[RunConfig], Material] | None = None
+) -> Iterator[Prepared]:
+    """A recipe up to its first step, in a folder that is gone afterwards.
+
+    Args:
+        recipe: Its name.
+        overrides: What is not as it says.
+        load: Gives the rows, in place of `prepare.load_material`.
+    """
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config.compose import compose
     from peftcli.training import loop, prepare
@@ -98,7 +107,7 @@ def prepared(recipe: str, overrides: Sequence[str]) -> Iterator[Prepared]:
         config = compose(recipe, [*overrides, f"output={folder}"]).config
         prepare.use_cores(config.launch)
         accelerator = prepare.build_accelerator(config)
-        material = prepare.load_material(config)
+        material = (load or prepare.load_material)(config)
         loaded = prepare.load_model(config, material, accelerator)
         feed, steps = prepare.build_feed(config, material, accelerator)
         began = time.perf_counter()
@@ -133,7 +142,7 @@ def measure(recipe: str, overrides: list[str]) -> Result:
         count, seconds = trained(job.model), time.perf_counter() - found.began
         job.method.finish(job.model)
         assert material.validation is not None
-        validation = closing.measurer(material, material.validation, job.config, job.accelerator)(job.model)
+        validation = closing.Measurer(material, material.validation, job.config, job.accelerator)(job.model)
         answers = closing.evaluate(job.model, material, job.config, job.accelerator).examples
     in_order = sorted(answers, key=lambda answer: answer["row"])
     return {

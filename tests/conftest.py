@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
 import subprocess
@@ -17,6 +18,12 @@ WORDS = ["good", "great", "fine", "bad", "awful", "poor", "film", "music", "plot
 def _sentence(draw: random.Random, label: str) -> str:
     pool = WORDS[:3] if label == "good" else WORDS[3:6]
     return " ".join(draw.choice(pool if draw.random() < 0.4 else WORDS[6:]) for _ in range(draw.randint(3, 14)))
+
+
+def pytest_collection_finish() -> None:
+    """What the tests have imported stays: a run collects garbage twice, and would look through all of it each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

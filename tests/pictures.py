@@ -76,7 +76,10 @@ def make_checkpoint(folder: Path, kind: str = "vit", **shape: Any) -> Path:
     else:
         model = ViTForImageClassification(tiny.vit_shape(**shape))
     model.save_pretrained(folder)
-    about = {"size": {"height": 16, "width": 16}, "image_mean": [0.3] * 3, "image_std": [0.3] * 3}
+    size = {"height": 16, "width": 16}
+    about = {"image_processor_type": "ViTImageProcessor", "size": size, "image_mean": [0.3] * 3, "image_std": [0.3] * 3}
+    if kind == "dinov2":
+        about["crop_size"] = about["size"]  # its processor cuts 224 pixels where nothing is said
     (folder / "preprocessor_config.json").write_text(json.dumps(about))
     return folder
 

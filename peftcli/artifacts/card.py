@@ -62,7 +62,7 @@ def onnx(lineage: dict[str, Any], reader: Any, metrics: dict[str, dict[str, floa
     """The card of a folder with a model as ONNX; the lineage has its report, and `reader` is the task's."""
     task, report = lineage["task"], lineage["onnx"]
     if _of_pictures(lineage):
-        code = card_onnx.of_pictures(task, reader)
+        code = "\n".join([card_onnx.of_pictures(task, reader).rstrip(), *card_pictures.verdict(lineage)]) + "\n"
     else:
         code = card_onnx.of_text(lineage, _prompt(task["prompt"]), _ids(task).replace('"pt"', '"np"'))
     card = _card(lineage, "ONNX model", "onnx", code, metrics | card_onnx.metrics(report))

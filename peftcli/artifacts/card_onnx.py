@@ -16,7 +16,7 @@ session = onnxruntime.InferenceSession("model.onnx")  # in the folder of this fi
 OF_PICTURES = """\
 with open("labels.json", encoding="utf-8") as file:
     labels = json.load(file)
-picture = Image.open("YOUR PICTURE").convert("RGB")
+picture = ImageOps.exif_transpose(Image.open("YOUR PICTURE")).convert("RGB")
 {fit}
 pixels = (np.asarray(picture) / 255 - {mean}) / {std}
 scores = session.run(None, {{"pixel_values": pixels.transpose(2, 0, 1)[None].astype(np.float32)}})[0][0]
@@ -54,7 +54,7 @@ def of_pictures(task: dict[str, Any], reader: ImageReader) -> str:
     """Lines that put a picture to the file, as the reader does."""
     fit = (SQUASHED if reader.squash else SHORTER).format(edge=reader.edge, resample=reader.resample)
     fit += CUT.format(size=reader.size) if reader.edge != reader.size or not reader.squash else ""
-    head = OPEN.format(imports="from PIL import Image\n", packages="onnxruntime pillow")
+    head = OPEN.format(imports="from PIL import Image, ImageOps\n", packages="onnxruntime pillow")
     chance = SIGMOID if task["multilabel"] else SOFTMAX
     body = OF_PICTURES.format(fit=fit, mean=list(reader.mean), std=list(reader.std), chance=chance)
     return f"import json\n\n{head}{body}"

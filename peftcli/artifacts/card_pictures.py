@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from peftcli.tasks.images import alarms
+
 IMPORT = "AutoImageProcessor"
 """Stands where a language model's card imports its tokenizer."""
 ASK = """
-from PIL import Image
+from PIL import Image, ImageOps
 
 labels = {labels}
-picture = processor(Image.open("YOUR PICTURE").convert("RGB"), return_tensors="pt")
+upright = ImageOps.exif_transpose(Image.open("YOUR PICTURE"))
+picture = processor(upright.convert("RGB"), return_tensors="pt")
 chances = model(**picture{more}).logits[0].{chance}
 print({{label: round(chance, 3) for label, chance in zip(labels, chances.tolist())}})"""
 RESIZED = ("ViT", "DeiT")
@@ -22,8 +25,13 @@ def facts(lineage: dict[str, Any]) -> dict[str, str]:
     """How the model was trained."""
     task = lineage["task"]
     found = {"task": task["type"], "labels": ", ".join(lineage.get("labels") or [])}
-    if task["positive"]:
-        found["to be found"] = task["positive"]
+    if looked_for := lineage.get("alarms"):
+        found["to be found"] = looked_for["positive"]
+        if (least := _least(lineage)) is not None:
+            rate, count = task["false_alarms"], len(looked_for["others"])
+            found["score"] = (
+                f"above {least:.4g}, for a share of false alarms of {rate:g} by {count} validation pictures"
+            )
     if task["image_size"]:
         found["pictures"] = f"{task['image_size']} x {task['image_size']} pixels"
     return found
@@ -41,7 +49,22 @@ def ask(lineage: dict[str, Any], kind: str, whole: bool) -> list[str]:
     resized = task["image_size"] and not whole and kind.startswith(RESIZED)
     more = ", interpolate_pos_encoding=True" if resized else ""
     chance = "sigmoid()" if task["multilabel"] else "softmax(0)"
-    return [ASK.format(labels=json.dumps(labels, ensure_ascii=False), more=more, chance=chance)]
+    return [ASK.format(labels=json.dumps(labels, ensure_ascii=False), more=more, chance=chance), *verdict(lineage)]
+
+
+def verdict(lineage: dict[str, Any]) -> list[str]:
+    """A line that says what the chances mean where one of two labels is looked for; none elsewhere."""
+    if (least := _least(lineage)) is None:
+        return []
+    labels, positive = lineage["labels"], lineage["alarms"]["positive"]
+    [other] = [label for label in labels if label != positive]
+    return [f"print({positive!r} if chances[{labels.index(positive)}] > {least:.7g} else {other!r})"]
+
+
+def _least(lineage: dict[str, Any]) -> float | None:
+    """The probability above which a picture has what is looked for; None where none was set."""
+    known = alarms.known(lineage.get("alarms"))
+    return known.probability(lineage["task"]["false_alarms"]) if known else None
 
 
 def reads(code: str) -> str:

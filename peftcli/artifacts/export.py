@@ -85,7 +85,10 @@ def _check(run: RunFolder, config: RunConfig) -> None:
     if not method.capabilities.merges:
         kind = getattr(config.method, "type", "") or config.method.name
         what = f"an adapter of method {kind} is no change of the base's weights, so it cannot be merged into them"
-        raise UserError(Mistake(what, hint=f"use the adapter itself: {run.adapter}"))
+        hint = f"use the adapter itself: {run.adapter}"
+        if not adapter.read_config(run.adapter).is_prompt_learning:
+            hint += f"; or a graph with its modules in it: peft merge {run.path} --to DIR --onnx"
+        raise UserError(Mistake(what, hint=hint))
 
 
 def check_place(to: Path, overwrite: bool) -> None:

@@ -38,6 +38,7 @@ def collect(
     labels: list[str] | None = None,
     label_tokens: list[int] | None = None,
     shots: list[str] | None = None,
+    alarms: dict[str, Any] | None = None,
     base: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The lineage of a trained adapter.
@@ -51,6 +52,7 @@ def collect(
         labels: The label set in the order that the model has learnt, of a task that has one.
         label_tokens: The token whose score after the prompt is that of each label, where label words are scored.
         shots: Training rows as text that stand before each prompt, of a task that has some.
+        alarms: Of a task that looks for one label, which and what decides: `peftcli.tasks.images.alarms`.
         base: `digests` taken before the adapter was attached, where the method rearranges the base; more than the
             adapted tensors may be in it. A whole model that was trained has no base left to hash: without this, the
             lineage of one says nothing about its base's weights.
@@ -76,6 +78,7 @@ def collect(
         "labels": labels,
         "label_tokens": label_tokens,
         "shots": shots or [],
+        "alarms": alarms,
         "task": asdict(config.task),
         "licences": {
             "base": _licence(config.model.name, config.model.source),

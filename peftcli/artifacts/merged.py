@@ -40,7 +40,7 @@ def open_merged(path: Path) -> Tuned:
     if checked.mistakes:
         raise UserError(*checked.mistakes)
     task, device = tasks.build(checked.config.task), choose_device(LaunchConfig())
-    task.labels = lineage.get("labels")
+    task.recall(lineage)
     model: Any = adapter.load_model(loading.auto_class(task.architecture), path, dtype="auto")
     model = model.to(device)
     mamba_mixer.install(model)

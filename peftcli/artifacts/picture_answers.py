@@ -12,6 +12,7 @@ from typing import Any
 
 from peftcli.artifacts.tuned import Tuned
 from peftcli.config.errors import Mistake, UserError
+from peftcli.config.schema import ImageConfig
 from peftcli.data import checking
 from peftcli.data.ahead import ahead
 from peftcli.data.images import places
@@ -71,9 +72,9 @@ def answer_pictures(
     Raises:
         UserError: There are no pictures, or some cannot be read and are not to be skipped.
     """
-    whole, questions, notes = _asked(tuned, path)
+    whole, questions, bad, notes = _asked(tuned, path)
     began, size = time.perf_counter(), tuned.config.training.eval_batch_size
-    pace, rows, bad = Pace(size), [], []
+    pace, rows, total = Pace(size), [], len(questions) + len(bad)
     parts = ahead(lambda part: _decoded(tuned, part), _parts(questions, whole, size), workers())
     for part, problems in parts:
         bad += problems
@@ -85,29 +86,34 @@ def answer_pictures(
             )  # fmt: skip
             pace.of_batch.append(time.perf_counter() - started)
             rows += [
-                {places.COLUMN: answer.pop("input"), **other, **answer}
+                {places.COLUMN: None} | other | {places.COLUMN: answer.pop("input")} | answer
                 for (_, other), answer in zip(part, found, strict=True)
             ]
-        progress(len(rows) + len(bad), len(questions))
-    mistake, note = checking.settled("input", bad, len(questions), tuned.config.data.bad_rows)
+        progress(len(rows) + len(bad), total)
+    mistake, note = checking.settled("input", bad, total, tuned.config.data.bad_rows)
     if mistake:
         raise UserError(mistake)
     pace.pictures, pace.seconds = len(rows), time.perf_counter() - began
+    if covered := sorted({key for row in whole for key in row} & set(rows[0])):
+        notes.append(f"columns of the input that the predictions take the place of: {', '.join(covered)}")
     return rows, [*notes, *([note] if note else [])], pace
 
 
-def _asked(tuned: Tuned, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[str]]:
-    """Other columns of each row, the rows as the task asks about them, and notes."""
+def _asked(tuned: Tuned, path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[Mistake], list[str]]:
+    """Other columns of each row, the rows as the task asks about them, what is wrong with others, and notes."""
     if not path.is_dir() and path.suffix.lower() not in places.ENDINGS:
         whole, questions, notes = read_questions(path, tuned.config.data, tuned.task.asked)
         column = tuned.config.data.columns.get(places.COLUMN, places.COLUMN)
-        return [{k: v for k, v in row.items() if k != column} for row in whole], questions, notes
+        return [{k: v for k, v in row.items() if k != column} for row in whole], questions, [], notes
     folder = path if path.is_dir() else path.parent
-    found = places.files(path) if path.is_dir() else [path]
+    found, others = places.files(path) if path.is_dir() else ([path], [])
     if not found:
         raise UserError(Mistake(f"no pictures below {path}", "--input", places.ENDINGS))
-    pictures = [places.at(file.relative_to(folder).as_posix(), folder) for file in found]
-    return [{} for _ in found], [{places.COLUMN: one, "row": i} for i, one in enumerate(pictures)], []
+    bad = [mistake for file in found if (mistake := places.problem(file))]
+    named = [file for file in found if not places.problem(file)]
+    pictures = [places.at(file.relative_to(folder).as_posix(), folder) for file in named]
+    notes = [f"{len(others)} files are no pictures: {places.listed(others, folder)}"] if others else []
+    return [{} for _ in named], [{places.COLUMN: one, "row": i} for i, one in enumerate(pictures)], bad, notes
 
 
 Part = list[tuple[dict[str, Any], dict[str, Any]]]
@@ -122,11 +128,12 @@ def _parts(questions: list[dict[str, Any]], whole: list[dict[str, Any]], size: i
 
 def _decoded(tuned: Tuned, part: Part) -> tuple[Part, list[Mistake]]:
     """The rows with their pixels, without those whose picture cannot be used."""
-    good, bad = [], []
+    good, bad, task = [], [], tuned.config.task
+    assert isinstance(task, ImageConfig)
     for question, other in part:
         picture = question[places.COLUMN]
         try:
-            pixels = tuned.tokenizer.fit(read(source(picture)))
+            pixels = tuned.tokenizer.fit(read(source(picture), task.animated))
         except ImageProblem as problem:
             where = picture.get("file") or places.name(picture, question["row"])
             bad.append(Mistake(f"picture is {problem}", where))

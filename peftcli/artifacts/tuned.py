@@ -87,7 +87,8 @@ def open_tuned(path: str | Path, overrides: Sequence[str] = (), *, force: bool =
         adapter.read_config(folder)  # a missing or unsafe adapter is told before a large base is read
     lineage = adapter.read_lineage(folder)
     task = tasks.build(config.task, config.seed)
-    task.labels, task.shots = _labels(lineage, config, folder), lineage.get("shots") or []
+    _check_labels(lineage, config, folder)
+    task.recall(lineage)
     if whole:
         shape = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         settings = {"dtype": "auto", "attn_implementation": loading.attention(config.model, shape)}
@@ -138,9 +139,7 @@ def load_base(config: RunConfig, task: Task, device: str) -> loading.LoadedModel
     return loading.load(config.model, chosen, task.architecture, task.labels, device=device, image_size=task.image_size)
 
 
-def _labels(lineage: dict[str, Any], config: RunConfig, folder: Path) -> list[str] | None:
-    labels = lineage.get("labels")
-    if labels is None and config.task.type in ("classification", "images"):
+def _check_labels(lineage: dict[str, Any], config: RunConfig, folder: Path) -> None:
+    if lineage.get("labels") is None and config.task.type in ("classification", "images"):
         what = f"{folder / adapter.LINEAGE} does not say which labels were learnt"
         raise UserError(Mistake(what, hint="train it again with this version: the order of the labels is not known"))
-    return labels

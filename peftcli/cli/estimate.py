@@ -135,9 +135,12 @@ def _print(console: Console, found: Estimate, savings: list[tuple[str, int]]) ->
 def _memory(console: Console, found: Estimate) -> Any:
     from peftcli.reports.units import size
 
+    pictures = found.unit == "pixels"
     columns = [(name, pair) for name, pair in (("longest rows", found.heaviest), ("mean rows", found.mean)) if pair]
+    columns = [("pictures", found.heaviest)] if pictures else columns  # all of them are of one size
     table = _table(console, f"memory, {found.precision} on {found.device}", *(name for name, _ in columns))
-    table.add_row("rows x tokens, learnt", *(_shape(shape) for _, (shape, _) in columns))
+    title = "pictures x pixels a side" if pictures else "rows x tokens, learnt"
+    table.add_row(title, *(_shape(shape, pictures) for _, (shape, _) in columns))
     for part, title in PARTS.items():
         table.add_row(title, *(size(getattr(held, part)) for _, (_, held) in columns))
     if any(held.apart for _, (_, held) in columns):
@@ -146,8 +149,8 @@ def _memory(console: Console, found: Estimate) -> Any:
     return table
 
 
-def _shape(shape: Shape) -> str:
-    return f"{shape.rows} x {shape.length}, {shape.learnt:,}"
+def _shape(shape: Shape, pictures: bool) -> str:
+    return f"{shape.rows} x {shape.length}" + ("" if pictures else f", {shape.learnt:,}")
 
 
 def _print_fit(console: Console, found: Estimate, savings: list[tuple[str, int]]) -> None:

@@ -12,6 +12,7 @@ import typer
 from peftcli.config.errors import UserError
 
 if TYPE_CHECKING:
+    from peftcli.artifacts.picture_answers import Pace
     from peftcli.artifacts.tuned import Tuned
 
 
@@ -46,7 +47,7 @@ def predict(
     from peftcli.artifacts.tuned import open_tuned
     from peftcli.training.prepare import use_cores
 
-    kind = answers.form(output)
+    answers.form(output)  # a wrong ending is told before the work
     with Console(stderr=True).status("loading the model") as status:
         alone = merged.is_merged(run) and not overrides
         tuned = merged.open_merged(run) if alone else open_tuned(run, overrides or [], force=force)
@@ -71,6 +72,15 @@ def predict(
     if text is not None:
         typer.echo(json.dumps(found, ensure_ascii=False) if as_json else _line(found))
         return
+    _tell(tuned, rows, notes, pace, output, as_json)
+
+
+def _tell(
+    tuned: Tuned, rows: list[dict[str, Any]], notes: list[str], pace: Pace | None, output: Path | None, as_json: bool
+) -> None:
+    """Write a file's answers where they belong, and what is to be known of them."""
+    from peftcli.artifacts import answers
+
     for note in notes:
         typer.echo(f"note: {note}", err=True)
     if output is not None:
@@ -81,9 +91,9 @@ def predict(
         place = {"predictions": rows} if output is None else {"output": str(output)}
         typer.echo(json.dumps(about | place, ensure_ascii=False, default=str))
     elif output is not None:
-        typer.echo(f"{len(rows):,} rows answered: {output}")
+        typer.echo(f"{len(rows):,} rows answered{_counted(tuned, rows)}: {output}")
     else:
-        answers.write(rows, sys.stdout, kind)
+        answers.write(rows, sys.stdout, "jsonl")
     if pace and not as_json:
         typer.echo(str(pace), err=True)
 
@@ -92,6 +102,12 @@ def _say_forced(tuned: Tuned) -> None:
     if tuned.forced_base:
         what = f"forced: {len(tuned.forced_base)} tensors of this base are not those that were trained on"
         typer.echo(what, err=True)
+
+
+def _counted(tuned: Tuned, rows: list[dict[str, Any]]) -> str:
+    """How many rows have each of two labels; empty where there are other answers."""
+    counts = {label: sum(row["predicted"] == label for row in rows) for label in tuned.task.labels or []}
+    return f" ({', '.join(f'{n:,} {label}' for label, n in counts.items())})" if len(counts) == 2 else ""
 
 
 def _line(found: dict[str, Any]) -> str:

@@ -13,7 +13,7 @@ GROUPS = ("data", "model", "launch")
 """Groups that say where things are now."""
 MEASURED = (
     "prompt", "completion", "max_length", "generated_rows", "max_new_tokens", "beams", "samples", "temperature",
-    "top_p", "scoring", "answer", "program", "tests", "databases", "best_metric",
+    "top_p", "scoring", "answer", "program", "tests", "databases", "best_metric", "false_alarms",
     "test_episodes",
 )  # fmt: skip
 TRAINING = ("eval_batch_size", "precision", "merge_tolerance")

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from peftcli.config.schema import AugmentConfig
+
 METRICS = {
     "classification": ("accuracy", "f1_macro", "balanced_accuracy", "loss"),
     "generation": ("loss", "perplexity"),
@@ -23,6 +25,9 @@ SCORED: dict[str, tuple[str, ...]] = {
     "sql": ("execution_match", *TEXTS),
 }
 """What each `task.scoring` measures on generated rows."""
+
+CHANGES = {name: off for name, off in vars(AugmentConfig()).items() if name != "randaugment_strength"}
+"""What changes a training picture, and the value that does not."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,18 @@ RULES = (
         lambda streaming, grouped: streaming and grouped,
         "data.streaming and training.group_by_length do not go together: lengths are not known beforehand",
         "add training.group_by_length=false",
+    ),
+    Rule(
+        ("data.where",),
+        lambda where: any(not isinstance(columns, dict) for columns in where.values()),
+        "data.where names no column of a split",
+        "for example data.where={train: {cell: mono}}",
+    ),
+    Rule(
+        ("data.where", "data.streaming"),
+        lambda where, streaming: streaming and "train" in where,
+        "data.where and data.streaming do not go together: training rows that are streamed are all used",
+        "remove data.where.train, or add data.streaming=false",
     ),
     Rule(
         ("data.source", "data.files"),
@@ -163,6 +180,24 @@ RULES = (
         lambda tokens, task: task in ("images", "episodes") and tokens is not None,
         "training.batch_tokens counts tokens, and pictures and few-shot tasks have none",
         "give training.batch_size a number of them",
+    ),
+    Rule(
+        ("training.cache_features", "task.type"),
+        lambda cached, task: cached is True and task != "images",
+        "training.cache_features is for pictures: what a frozen part makes of a text depends on the batch's padding",
+        "add training.cache_features=auto",
+    ),
+    Rule(
+        ("training.cache_features", *(f"task.augment.{name}" for name in CHANGES)),
+        lambda cached, *changes: cached is True and changes != tuple(CHANGES.values()),
+        "training.cache_features keeps what the model makes of each picture, and task.augment changes them each time",
+        "add training.cache_features=auto, or remove task.augment",
+    ),
+    Rule(
+        ("training.cache_features", "launch.processes"),
+        lambda cached, processes: cached is True and processes > 1,
+        "training.cache_features is for one process: each of several would keep all pictures",
+        "add training.cache_features=auto, or launch.processes=1",
     ),
     Rule(
         ("task.positive", "task.multilabel"),

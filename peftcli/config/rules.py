@@ -25,6 +25,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "task.generated_rows": (0, inf),
     "task.image_size": (8, 4096),
     "task.label_smoothing": (0, 1 - 1e-9),
+    "task.false_alarms": (0, 1 - 1e-9),
     "task.augment.crop": (_TINY, 1),
     "task.augment.colour": (0, 1),
     "task.augment.rotation": (0, 180),
@@ -196,7 +197,7 @@ def _version(where: _Where) -> Iterator[Mistake]:
 
 
 def _splits(where: _Where) -> Iterator[Mistake]:
-    for key in ("data.rows", "data.files", "data.splits"):
+    for key in ("data.rows", "data.files", "data.splits", "data.where"):
         given = where.get(key)
         for split in given if isinstance(given, dict) else ():
             if split not in SPLITS:

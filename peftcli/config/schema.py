@@ -105,6 +105,8 @@ class DataConfig:
     """What the task needs, and the column that holds it: `{text: body, label: topic}`."""
     splits: dict[str, str] = field(default_factory=dict)
     """Names of the source's splits where they differ from train, validation, test: `{validation: dev}`."""
+    where: dict[str, Any] = field(default_factory=dict)
+    """Rows of a split to use, by column of the source and value: `{train: {cell: mono}, test: {cell: [poly]}}`."""
     validation_share: float = 0.1
     """Share of the training rows set aside where the source has no validation split; of each domain's classes with
     `source: domains`."""
@@ -212,9 +214,9 @@ class AugmentConfig:
     randaugment_strength: float = 9.0
     """Strength of RandAugment's operations, from 0 to 30."""
     mixup: float = 0.0
-    """Alpha of mixup: batches become weighted sums of two pictures and of their labels; 0 is off."""
+    """Alpha of mixup: pictures become weighted sums with others of the same step, labels likewise; 0 is off."""
     cutmix: float = 0.0
-    """Alpha of cutmix: a part of each picture comes from another, labels by area; with mixup, one of them a batch."""
+    """Alpha of cutmix: a part of each picture comes from another, labels by area; with mixup, one of them a step."""
 
 
 @dataclass
@@ -228,7 +230,11 @@ class ImageConfig:
     multilabel: bool = False
     """A picture may have several labels, each with a probability of its own: a list, or one text with `|` between."""
     positive: str | None = None
-    """Of two labels the one to be found, such as a defect: its probability is a picture's score."""
+    """Of two labels the one to be found, such as a defect: its probability is a picture's score. `auto` goes by their
+    names (bad, defective, ng, fault and the like, or beside good, ok, normal), and asks where they do not tell."""
+    false_alarms: float = 0.05
+    """Share of the other pictures that may be taken for `positive`: the score from which a picture is said to be it is
+    set by it on the validation split. A finished run takes another one: `peft predict RUN task.false_alarms=0.01`."""
     class_weights: bool = False
     """Rare classes count more in the loss: by the inverse of their share of the training rows."""
     balanced_sampling: bool = False
@@ -326,6 +332,9 @@ class TrainingConfig:
     """Arithmetic of the forward pass; auto takes bf16 where the hardware has instructions for it."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: about a third more time, much less memory."""
+    cache_features: bool | Literal["auto"] = "auto"
+    """Pictures without random changes: compute what comes before the first trained block once for each, and keep it in
+    memory. Auto does where a stage sees them more than once and a quarter of the free memory is enough."""
     eval_every: int | Literal["epoch", "end"] = "epoch"
     """Measure the validation split after so many steps, each epoch, or at the end."""
     eval_batch_size: int = 16

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from peftcli.config.errors import Mistake, UserError, nearest
+from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.schema import DataConfig
 from peftcli.data.origins import Origin, places
 from peftcli.data.rows import Rows
@@ -43,9 +43,21 @@ def mapping(config: DataConfig, needed: list[str], found: dict[str, Origin], not
         for name, column in wanted.items()
         if column not in there
     ]
+    mistakes += _conditions(config, found)
     if mistakes:
         raise UserError(*mistakes)
     return wanted
+
+
+def _conditions(config: DataConfig, found: dict[str, Origin]) -> list[Mistake]:
+    """What `data.where` asks of splits and columns that are not there."""
+    return [
+        unknown("column", column, there, f"data.where.{split}", f"columns of {where}")
+        for split, origin in found.items()
+        for where, there in origin.columns()
+        for column in config.where.get(split, {})
+        if column not in there
+    ]
 
 
 def _no_column(name: str, column: str, there: list[str], where: str) -> Mistake:

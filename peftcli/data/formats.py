@@ -65,6 +65,12 @@ def _no_file(path: Path, pattern: str, key: str, taken: Collection[str]) -> Mist
     what, place = f"no file {pattern}", f"data.files.{key}"
     if not path.parent.is_dir():
         return Mistake(what, place, hint=f"the folder {path.parent} does not exist either")
+    if not path.suffix:  # a folder is meant
+        folders = {p.name: p for p in path.parent.iterdir() if p.is_dir() and not p.name.startswith(".")}
+        close = nearest(path.name, folders)
+        hint = f"for pictures {place}=FOLDER, with a sub-folder for each class; folders in {path.parent}: "
+        hint += ", ".join([*sorted(folders)[:MOST_FILES], *["..."] * (len(folders) > MOST_FILES)]) or "none"
+        return Mistake(f"no folder or file {pattern}", place, nearest=str(folders[close]) if close else "", hint=hint)
     beside = sorted(p for p in path.parent.iterdir() if p.suffix.lower() in ENDINGS and p.is_file())
     others = {Path(other).expanduser().resolve() for other in taken}
     free = {p.stem: p for p in beside if p.resolve() not in others}

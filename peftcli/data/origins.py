@@ -25,7 +25,7 @@ SPLITS = ("train", "validation", "test")
 
 def find(config: DataConfig, notes: list[str]) -> dict[str, Origin]:
     """The splits that a recipe names, by train, validation and test."""
-    named = {"files": config.files, "splits": config.splits, "rows": config.rows}
+    named = {"files": config.files, "splits": config.splits, "where": config.where, "rows": config.rows}
     mistakes = [
         unknown("split", key, SPLITS, f"data.{group}.{key}")
         for group, value in named.items()
@@ -84,7 +84,7 @@ def _of_classes(folder: Path) -> bool:
     """Whether it is a folder that holds pictures, or sub-folders and no files of rows."""
     if not folder.is_dir():
         return False
-    return bool(pictures.files(folder)) or not any(p.suffix.lower() in formats.ENDINGS for p in folder.iterdir())
+    return bool(pictures.files(folder)[0]) or not any(p.suffix.lower() in formats.ENDINGS for p in folder.iterdir())
 
 
 def _listed(value: Any) -> list:

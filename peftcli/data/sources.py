@@ -10,13 +10,19 @@ from collections import Counter
 from dataclasses import dataclass
 from typing import Any
 
-from peftcli.config.errors import Mistake, UserError
+from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import DataConfig
 from peftcli.data import checking, domains, origins, splitting
+from peftcli.data.images import copies
 from peftcli.data.images.places import COLUMN, identified
 from peftcli.data.origins import SPLITS, Origin
 from peftcli.data.rows import Rows
 from peftcli.data.stream import Stream
+
+WHERE = "where "
+"""Before the names of columns that are read for `data.where` alone."""
+MOST_VALUES = 20
+"""Values of a column that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -81,8 +87,13 @@ def _of_one_source(
     if "train" not in found:
         have = ", ".join(found) or "none of the three"
         raise UserError(Mistake(f"no train split; there is {have}", "data", hint="name it: data.splits.train=NAME"))
+    if lost := [split for split in config.where if split not in found]:
+        what = f"the source has no {lost[0]} split of its own; rows set aside for it are those of train"
+        raise UserError(Mistake(what, f"data.where.{lost[0]}", hint="give data.where.train alone"))
     columns = checking.mapping(config, needed, found, notes)
     splits, skipped = read(config, found, columns, needed, notes)
+    if COLUMN in needed:
+        copies.crossing(splits, notes)
     _set_aside(config, splits, notes)
     return splits, skipped
 
@@ -121,7 +132,9 @@ def read(
             splits[split] = Stream(origin, columns, needed, config.bad_rows, config.rows.get(split))
             notes.append("train is streamed: its fingerprint is that of names, sizes and beginnings, not of every row")
             continue
-        rows, unreadable = origin.read(columns)
+        conditions = config.where.get(split, {})
+        rows, unreadable = origin.read(columns | {f"{WHERE}{column}": column for column in conditions})
+        rows = _keep(rows, split, conditions, mistakes)
         if COLUMN in needed:
             rows, missing = identified(rows)
             unreadable = unreadable + missing
@@ -141,6 +154,18 @@ def read(
     return splits, skipped
 
 
+def _keep(rows: Rows, split: str, conditions: dict[str, Any], mistakes: list[Mistake]) -> Rows:
+    """The rows that `data.where` asks for, without the columns that it alone needs."""
+    for column, wanted in conditions.items():
+        values = [str(value) for value in (wanted if isinstance(wanted, list) else [wanted])]
+        have = sorted(set(map(str, rows[WHERE + column])))
+        strange = [value for value in values if value not in have]
+        mistakes += [unknown("value", v, have[:MOST_VALUES], f"data.where.{split}.{column}") for v in strange]
+        if not strange:
+            rows = splitting.keep(rows, WHERE + column, values)
+    return Rows(rows.table.drop_columns([WHERE + column for column in conditions]))
+
+
 def _set_aside(config: DataConfig, splits: dict[str, Any], notes: list[str]) -> None:
     """Cut the validation and test rows that the source does not have from the training rows, in place."""
     shares = {"test": config.test_share, "validation": config.validation_share}
@@ -154,8 +179,12 @@ def _set_aside(config: DataConfig, splits: dict[str, Any], notes: list[str]) -> 
     if len(splits["train"]) <= len(shares):
         what = f"{len(splits['train'])} training rows cannot be split into train, {', '.join(shares)}"
         raise UserError(Mistake(what, "data.validation_share", hint="more rows, or data.validation_share=0"))
-    splits |= splitting.set_aside(splits["train"], shares, config.seed)
+    together = copies.groups(splits["train"], notes) if COLUMN in splits["train"].column_names else []
+    splits |= splitting.set_aside(splits["train"], shares, config.seed, together)
     for split, share in shares.items():
+        if not len(splits[split]):
+            what = f"no rows can be set aside for {split}: those of a label are copies of each other"
+            raise UserError(Mistake(what, f"data.{split}_share", hint=f"more pictures, or data.{split}_share=0"))
         notes.append(f"{split}: {len(splits[split])} rows set aside from train (data.{split}_share={share:g})")
 
 

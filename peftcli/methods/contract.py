@@ -74,6 +74,19 @@ class Stage:
     """Whether `training.early_stopping` may end it."""
 
 
+@dataclass(frozen=True)
+class Form:
+    """A form of the finished model whose costs the report compares with the others'.
+
+    Attributes:
+        name: What the report calls it.
+        modules: What stands in the place of the base model's modules of these names in this form; the others stay.
+    """
+
+    name: str
+    modules: dict[str, nn.Module]
+
+
 class Method(ABC):
     """A method's life around the loop. A subclass overrides `attach` and whatever else it needs.
 
@@ -113,8 +126,11 @@ class Method(ABC):
     def after_step(self, model: nn.Module, step: int) -> None:
         """Called after optimiser step `step` (counted from 1), with gradients still there."""
 
-    def measured(self, model: nn.Module, value: float, higher_is_better: bool) -> None:
-        """Called after each measurement of the validation split, before a checkpoint; `value` is the task's metric."""
+    def measured(self, model: nn.Module, value: float, higher_is_better: bool, rows: int = 0) -> None:
+        """Called after each measurement of the validation split, before a checkpoint.
+
+        `value` is the task's metric on so many rows, 0 where that is not known.
+        """
 
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """A scalar added to the mean loss of every optimiser step, or None."""
@@ -133,6 +149,10 @@ class Method(ABC):
 
     def finish(self, model: nn.Module) -> None:
         """Called once after the last step, before the adapter is saved."""
+
+    def forms(self, model: nn.Module) -> list[Form]:
+        """The base first, then what it was made into; none where there is nothing to compare. After `finish`."""
+        return []
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """What the report shows of this method: `{"title", "x", "y", "labels"}` each."""

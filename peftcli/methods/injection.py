@@ -54,7 +54,9 @@ def inject(model: nn.Module, config: Any, names: Iterable[str] | None = None) ->
             raise
         raise UserError(Mistake(f"PEFT's {kind} cannot be put into this model: {plain(error)}")) from error
     if has_head(model) and not _trains_head(wrapped):
-        raise UserError(Mistake(f"PEFT's {kind} cannot train a classification head", hint="use task.head=label_words"))
+        text = type(model).__name__.endswith("ForSequenceClassification")
+        hint = "use task.head=label_words" if text else "leave the head out of method.targets, or take another method"
+        raise UserError(Mistake(f"PEFT's {kind} cannot train a classification head", hint=hint))
     _train_in_float32(wrapped)
     return wrapped
 

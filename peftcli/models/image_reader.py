@@ -16,12 +16,15 @@ from PIL import Image
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import ModelConfig
-from peftcli.models.checkpoint import find_folder, plain_errors, where
+from peftcli.models.checkpoint import find_folder, plain_errors, quiet, where
 
 FILE = "preprocessor_config.json"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 """ImageNet's, where a checkpoint names none."""
 USUAL = 224
+STRIP = 8
+"""Of a picture longer than so many times its width only the middle is scaled, from which the square is cut anyway: the
+whole of a line of pixels would not fit into memory."""
 CONVNEXT_CROPS = 384
 """ConvNeXt's processor, which ResNet's checkpoints use, crops below this size and squashes from it on."""
 
@@ -57,7 +60,7 @@ class ImageReader:
 
     def fit(self, pixels_HWC: np.ndarray) -> np.ndarray:
         """A picture scaled and cut: uint8 [S, S, 3]."""
-        image = Image.fromarray(pixels_HWC)
+        image = Image.fromarray(pixels_HWC if self.squash else _middle(pixels_HWC))
         width, height = image.size
         scale = self.edge / min(width, height)
         to = (self.edge, self.edge) if self.squash else (_whole(width * scale), _whole(height * scale))
@@ -65,6 +68,17 @@ class ImageReader:
             image = image.resize(to, Image.Resampling(self.resample))
         left, top = (to[0] - self.size) // 2, (to[1] - self.size) // 2
         return np.array(image.crop((left, top, left + self.size, top + self.size)))
+
+    def reduced(self, pixels_HWC: np.ndarray, share: float) -> np.ndarray:
+        """A picture no more than twice as large as this share of its area must be: to change a camera's millions of
+        pixels, of which few are left, takes ten times as long as to read them.
+
+        Args:
+            pixels_HWC: uint8 [H, W, 3].
+            share: Smallest part that is cut from it, by area.
+        """
+        factor = int(min(pixels_HWC.shape[:2]) * share**0.5 / self.edge)
+        return np.array(Image.fromarray(pixels_HWC).reduce(factor)) if factor > 1 else pixels_HWC
 
     def normalise(self, pixels_BHWC: np.ndarray | torch.Tensor) -> torch.Tensor:
         """Pixels as the model reads them: float32 [B, C, H, W]. Floats are taken as 0 to 1 already.
@@ -97,6 +111,14 @@ class ImageReader:
         (Path(folder) / FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
+def _middle(pixels_HWC: np.ndarray) -> np.ndarray:
+    """The picture, or of a strip its middle part."""
+    height, width = pixels_HWC.shape[:2]
+    most = STRIP * min(height, width)
+    top, left = max(0, height - most) // 2, max(0, width - most) // 2
+    return pixels_HWC[top : top + most, left : left + most]
+
+
 def _whole(side: float) -> int:
     """As Transformers rounds it, but for what a float lacks of a whole number."""
     return int(side + 1e-6)
@@ -117,34 +139,46 @@ def find(config: ModelConfig, size: int | None) -> ImageReader:
         side = side if isinstance(side, int) else USUAL
         note = f"{config.name} has no {FILE}: pictures are scaled to {side} pixels and by ImageNet's mean and deviation"
         return _sized(ImageReader(config.name, side, side, notes=(note,)), size)
-    from transformers.image_processing_base import ImageProcessingMixin
+    from transformers import AutoImageProcessor
 
-    with plain_errors(config):
-        about, _ = ImageProcessingMixin.get_image_processor_dict(folder or config.name, **where(config, folder))
-    return _sized(parse(config.name, about), size)
+    with plain_errors(config), quiet():  # it knows what older files leave to the class that they name
+        processor = AutoImageProcessor.from_pretrained(folder or config.name, backend="pil", **where(config, folder))
+    return _sized(parse(config.name, processor.to_dict()), size)
 
 
 def parse(name: str, about: dict[str, Any]) -> ImageReader:
-    """The reader that a checkpoint's `preprocessor_config.json` describes.
+    """The reader that does what an image processor does.
+
+    Args:
+        name: Of the checkpoint.
+        about: What Transformers' processor says of itself, with every default in its place.
 
     Raises:
-        UserError: It describes none.
+        UserError: The result is no square, or has an edge of no picture.
     """
-    size = about.get("size", USUAL)
-    size = {"height": size, "width": size} if isinstance(size, int) else size
+    size, cut = about["size"], about.get("crop_size")
     squash = "shortest_edge" not in size
     edge = size.get("shortest_edge", size.get("height"))
-    if not isinstance(edge, int) or size.get("width", edge) != edge:
-        raise UserError(Mistake(f"pictures of {name} have size {size}; only squares are read here"))
-    cut = about.get("crop_size", edge)
-    cut = cut["height"] if isinstance(cut, dict) else cut
-    if not about.get("do_center_crop", False):
-        cut = edge
+    if not isinstance(edge, int) or size.get("width", edge) != edge or (cut and cut["height"] != cut["width"]):
+        raise UserError(Mistake(f"pictures of {name} have size {size}, cut to {cut}; only squares are read here"))
+    side = edge
     if about.get("crop_pct") and not squash:
-        cut, edge = edge, edge if edge >= CONVNEXT_CROPS else int(edge / about["crop_pct"])
-        squash = cut >= CONVNEXT_CROPS
-    mean, std = tuple(about.get("image_mean") or MEAN), tuple(about.get("image_std") or STD)
-    return ImageReader(name, min(cut, edge), edge, squash, mean, std, int(about.get("resample", 3)))
+        side, edge = edge, edge if edge >= CONVNEXT_CROPS else int(edge / about["crop_pct"])
+        squash = side >= CONVNEXT_CROPS
+    if cut and about.get("do_center_crop"):
+        side = cut["height"]
+    if side > edge:
+        raise UserError(Mistake(f"pictures of {name} are scaled to {edge} pixels and cut to {side}, which is more"))
+    mean, std = _colours(about)
+    return ImageReader(name, side, edge, squash, mean, std, int(about["resample"]))
+
+
+def _colours(about: dict[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of pixels from 0 to 1, whatever range the processor makes of them first."""
+    top = 255 * about["rescale_factor"] if about.get("do_rescale") else 255.0
+    top = round(top, 9)  # 255 times the float next to 1/255
+    mean, std = (about["image_mean"], about["image_std"]) if about.get("do_normalize") else ((0.0,) * 3, (1.0,) * 3)
+    return tuple(value / top for value in mean), tuple(value / top for value in std)
 
 
 def _sized(reader: ImageReader, size: int | None) -> ImageReader:

@@ -20,4 +20,5 @@ FAMILY = Family(
     },
     default_targets=("attention.q", "attention.v"),
     blocks=r"layers?\.\d+",
+    idle=r"embeddings\.mask_token",
 )

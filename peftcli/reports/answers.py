@@ -93,7 +93,7 @@ def worst(answers: dict[str, Any]) -> list[dict[str, str]]:
     return [
         {
             "picture": row["picture"],
-            "name": f"row {row.get('row')}",
+            "name": str(row.get("input") or f"row {row.get('row')}"),
             "expected": str(row.get("expected")),
             "tuned": str(row.get("predicted")),
             "score": units.percent(row["score"]) if isinstance(row.get("score"), float) else "",

@@ -75,12 +75,15 @@ class Drawing:
     paper: bool = False
 
 
-def training(steps: list[Row], validations: list[Row]) -> list[Drawing]:
-    """Loss, gradient norm, learning rate, throughput and memory over the steps; those that have finite values."""
+def training(steps: list[Row], validations: list[Row], metric: str = "") -> list[Drawing]:
+    """Loss, quality, gradient norm, learning rate, throughput and memory over the steps; those that have finite values.
+
+    `metric` is the one that chose the checkpoint, and stands first.
+    """
     with style():
         drawn = [
             _loss(steps, validations),
-            *_validation_metrics(steps, validations),
+            *_validation_metrics(steps, validations, metric),
             _single(steps, "grad_norm", "Gradient norm", _norm_caption, logarithmic=True),
             _single(steps, "lr", "Learning rate", lambda values: f"Highest {max(values):.2g}, last {values[-1]:.2g}."),
             _throughput(steps),
@@ -210,11 +213,12 @@ def _loss(steps: list[Row], validations: list[Row]) -> Drawing | None:
     return Drawing("Loss", caption, draw(paint, "loss", f"Training loss over steps. {caption}"))
 
 
-def _validation_metrics(steps: list[Row], validations: list[Row]) -> Iterator[Drawing | None]:
+def _validation_metrics(steps: list[Row], validations: list[Row], metric: str) -> Iterator[Drawing | None]:
     rows = [{**row, **row["validation"]} for row in validations]
     names = list(dict.fromkeys(name for row in validations for name in row["validation"] if name != "loss"))
     upward = [name for name in names if name in quality.SHARES - quality.LOWER_IS_BETTER]
-    shares = [name for name in upward if len(series(rows, name)[0]) > 1][: len(SERIES)]
+    several = [name for name in upward if len(series(rows, name)[0]) > 1]
+    shares = sorted(several, key=lambda name: name != metric)[: len(SERIES)]
     if not shares:
         return
     described = []
@@ -393,7 +397,8 @@ def _shades(rows: list[list[float]], most: int = 8) -> dict[float, tuple[float, 
 
 
 def _short(name: str, most: int = 28) -> str:
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A long name by its end, in which modules of a model differ."""
+    return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
 def _finite(value: Any) -> bool:

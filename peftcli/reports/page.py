@@ -12,7 +12,7 @@ from typing import Any
 
 from peftcli.artifacts import atomic
 from peftcli.config.checks import CHECKS
-from peftcli.reports import answers, figures, quality, record, units, usage
+from peftcli.reports import answers, costs, figures, quality, record, units, usage
 from peftcli.reports.record import Record
 
 HERE = Path(__file__).parent
@@ -86,11 +86,12 @@ def _content(run: Record) -> dict[str, Any]:
         "worst": answers.worst(answered),
         "split": (report.get("quality") or {}).get("split", "test"),
         "cost": list(_cost(report)),
+        "forms": costs.table(report.get("costs") or {}),
         "checks": checks,
         "meanings": CHECKS,
-        "glosses": quality.GLOSSES,
+        "glosses": quality.glosses(report),
         "failed": sum(not check.get("passed") for check in checks),
-        "figures": figures.training(run.steps, run.validations),
+        "figures": figures.training(run.steps, run.validations, (report.get("quality") or {}).get("metric") or ""),
         "method_figures": figures.method(report.get("figures") or []),
         "parameters": report.get("parameters") or {},
         "splits": _splits(report),

@@ -32,7 +32,7 @@ GLOSSES = {
     "f1_macro": "the mean over the classes of F1, which falls with rows missed and with rows wrongly given",
     "auroc": "the chance that a row of a class is ranked above one that is not of it; 50 % is guessing",
     "average_precision": "the mean precision over all thresholds; guessing gives the share of the class",
-    "recall_at_false_alarms": "the share of a class that is found while 5 % of the other rows are taken for it",
+    "recall_at_false_alarms": "the share of a class that is found while {rate} of the other rows are taken for it",
     "calibration_error": "the mean gap between how sure the model is and how often it is right",
 }
 """Metrics that need a line of explanation."""
@@ -130,9 +130,18 @@ def table(report: dict[str, Any]) -> Table:
     return Table(metrics, cells, counts)
 
 
+def glosses(report: dict[str, Any]) -> dict[str, str]:
+    """A line of explanation for each metric that needs one."""
+    rate = ((report.get("quality") or {}).get("answers") or {}).get("false_alarms")
+    return {name: gloss.format(rate=units.percent(rate)) for name, gloss in GLOSSES.items()}
+
+
 def protocol(report: dict[str, Any]) -> str:
-    """How generated answers were asked for and judged, in one sentence; empty for tasks that generate none."""
+    """How generated answers were asked for and judged, or from which score on a picture has what is looked for and what
+    came of it; empty for tasks with neither."""
     quality = report.get("quality") or {}
+    if alarms := (quality.get("answers") or {}).get("alarms"):
+        return _alarms(alarms, str(quality.get("split", "test")))
     told, generated = quality.get("protocol"), quality.get("rows_generated")
     if not told or not generated:
         return ""
@@ -142,6 +151,26 @@ def protocol(report: dict[str, Any]) -> str:
         f"{generated:,}{of_all} rows answered after the prompt {prompt} with {shots or 'no'} shot{'s' * (shots != 1)}; "
         f"{told['decoding']}, up to {told['max_new_tokens']} tokens, judged as {told['scoring']}"
     )
+
+
+def _alarms(told: dict[str, Any], split: str) -> str:
+    positive, score, asked = told["positive"], units.percent(told["score"]), units.percent(told["asked"])
+    if told["expected"] is None:
+        why = "no validation pictures could set it by `task.false_alarms`"
+    else:
+        few = told["expected"] > told["asked"]
+        more = f"they are too few for that: {units.percent(told['expected'])} are to be expected" if few else ""
+        why = f"{told['rows']:,} other validation pictures set it so that at most {asked} of them are false alarms"
+        why += f" ({more})" if more else ""
+    (found, there), (false, others) = told["found"], told["false"]
+    came = [f"{found:,} of {there:,} {positive} pictures are found{_range(found, there)}"] if there else []
+    came += [f"{false:,} of {others:,} others are false alarms{_range(false, others)}"] if others else []
+    return f"A picture is called {positive} above a score of {score}; {why}. On the {split} split {', '.join(came)}"
+
+
+def _range(count: int, rows: int) -> str:
+    low, high = wilson(count / rows, rows)
+    return f" ({units.percent(low).removesuffix(' %')} to {units.percent(high)})"
 
 
 def verdict(report: dict[str, Any]) -> str:

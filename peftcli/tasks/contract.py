@@ -51,6 +51,8 @@ class Encoded:
     """`rows`, `tokens` and `trained_tokens` that are left, rows `truncated` among them, rows `dropped` before."""
     bad: list[Mistake] = field(default_factory=list)
     """What is wrong with rows that only a look inside could find: they are `dropped`, and `data.bad_rows` has a say."""
+    kept: list[int] | None = None
+    """Positions in the source of the rows that are left; None where all are."""
 
     @classmethod
     def of_prompts(cls, prompts: list[list[int]]) -> Encoded:
@@ -124,6 +126,7 @@ class Task(ABC):
         image_size: Side in pixels of the pictures, where the recipe gives one.
         base_answers: The untouched base answers too where nothing is generated: it needs no head.
         workers: Threads that make batches ahead of the step; 0 where there is nothing to make.
+        repeats: Whether a row gives the model the same input in every epoch.
         notes: What it leaves out of its measurements, and why.
         shots: Training rows as text, to stand before each prompt; known after `fit` or set from a saved run.
     """
@@ -132,6 +135,7 @@ class Task(ABC):
     image_size: int | None = None
     workers: int = 0
     base_answers: bool = False
+    repeats: bool = True
     needed: list[str]
     asked: list[str]
     labels: list[str] | None = None
@@ -143,6 +147,10 @@ class Task(ABC):
         self.config, self.seed = config, seed
         self.shots: list[str] = []
         self._tokens: Tokens | None = None
+
+    def recall(self, lineage: Mapping[str, Any]) -> None:
+        """Take from a saved run's lineage what `fit` and `settle` found out."""
+        self.labels, self.shots = lineage.get("labels"), lineage.get("shots") or []
 
     def reader(self, model: ModelConfig) -> Any:
         """What turns rows into numbers: the model's tokenizer, here and below called so also where it reads pictures;
@@ -200,7 +208,9 @@ class Task(ABC):
             "dropped": len(lengths) - len(kept),
         }
         columns = Rows(found.table.select([name for name in COLUMNS if name in found.column_names]))
-        return Encoded(columns.select(kept) if counts["dropped"] else columns, [lengths[i] for i in kept], counts)
+        if not counts["dropped"]:
+            return Encoded(columns, lengths, counts)
+        return Encoded(columns.select(kept), [lengths[i] for i in kept], counts, kept=kept)
 
     def collate(
         self,
@@ -218,6 +228,15 @@ class Task(ABC):
             multiple: The rows' length is rounded up to a multiple of this.
         """
         return pad(rows, pad_id(tokenizer), multiple=multiple)
+
+    def partners(self, batch: list[int], draw: tuple[int, ...]) -> list[int] | None:
+        """For each row of an optimiser step the one of it that it is mixed with; None where nothing is mixed.
+
+        Args:
+            batch: Positions of the rows, of all processes.
+            draw: Seed, epoch, and step in the epoch.
+        """
+        return None
 
     def blank(self, rows: int, length: int, device: Any) -> dict[str, Tensor]:
         """A batch of this shape without contents, to count with."""
@@ -270,6 +289,12 @@ class Task(ABC):
             precision: Arithmetic of the forward pass: fp32, bf16 or fp16.
             generate: Also decode and give examples, which is slow for generation.
         """
+
+    def settle(
+        self, model: nn.Module, encoded: Encoded, tokenizer: Any, *, batch_size: int, device: Any, precision: str
+    ) -> None:
+        """Fix on the validation split what the trained model's answers still need. Arguments as in `evaluate`."""
+        return
 
     def protocol(self) -> dict[str, Any]:
         """How answers are asked for and judged, for whoever reads the numbers; empty where the task's name says it."""

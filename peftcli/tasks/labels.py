@@ -39,7 +39,8 @@ def learn(splits: Any, seen: Counter[str], labels: Labels = one) -> list[str]:
         CheckFailed: `label-mismatch`: fewer than two labels, or one that only other splits have.
     """
     if len(seen) < 2:
-        raise CheckFailed("label-mismatch", f"all training rows have one label: {', '.join(seen)}")
+        what = f"all training rows have one label: {', '.join(seen)}"
+        raise CheckFailed("label-mismatch", what, "a classifier learns from rows of two labels or more")
     for name in ("validation", "test"):
         other = count(getattr(splits, name), labels)
         if missing := {label: n for label, n in other.items() if label not in seen}:

@@ -82,6 +82,11 @@ def _pictures(task: ImagesTask | EpisodesTask, splits: sources.Splits, present: 
     """Nothing is encoded: what a model sees of a picture is the picture."""
     several = isinstance(task, EpisodesTask)
     present = {name: _with_domains(rows) for name, rows in present.items()} if several else present
+    error = None
+    try:
+        task.fit(splits)
+    except (UserError, CheckFailed) as mistake:
+        error = mistake
     rows, sheets = pictures.describe(present, task.labels_of, "error" if several else task.config.animated)
     rows["notes"] = splits.notes + rows["notes"]
     skipped = {split: dict(reasons) for split, reasons in splits.counts["skipped"].items()}
@@ -89,12 +94,7 @@ def _pictures(task: ImagesTask | EpisodesTask, splits: sources.Splits, present: 
         for problem in problems:
             told, why = skipped.setdefault(split, {}), f"picture is {problem['kind']}"
             told[why] = told.get(why, 0) + 1
-    found = Survey({"fingerprint": splits.fingerprint, "skipped": skipped, **rows}, sheets=sheets)
-    try:
-        task.fit(splits)
-    except (UserError, CheckFailed) as error:
-        found.error = error
-    return found
+    return Survey({"fingerprint": splits.fingerprint, "skipped": skipped, **rows}, sheets=sheets, error=error)
 
 
 def _with_domains(rows: Rows) -> Rows:

@@ -45,6 +45,8 @@ class Progress:
     zero_gradients: int = 0
     """Steps in a row, up to this one, with a gradient of exactly zero."""
     train_seconds: float = 0.0
+    kept_prefix: bool | None = None
+    """Whether this stage keeps what the model's frozen beginning makes of each row."""
 
 
 @dataclass

@@ -113,7 +113,7 @@ def fingerprints(model: nn.Module) -> dict[str, int]:
     """A checksum of the bits of every frozen parameter and every buffer."""
     frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
     frozen.update({n: b.detach() for n, b in model.named_buffers()})
-    return {n: _checksum(t) for n, t in frozen.items() if t.numel()}
+    return {n: checksum(t) for n, t in frozen.items() if t.numel()}
 
 
 def combined(fingerprint: dict[str, int]) -> str:
@@ -123,7 +123,8 @@ def combined(fingerprint: dict[str, int]) -> str:
     )
 
 
-def _checksum(tensor: torch.Tensor) -> int:
+def checksum(tensor: torch.Tensor) -> int:
+    """Of a tensor's bits."""
     return xxhash.xxh3_64_intdigest(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,18 +25,24 @@ EXAMPLES = 200
 """Rows that the report shows one by one."""
 
 
-def measurer(
-    material: Material, encoded: Encoded, config: RunConfig, accelerator: Accelerator
-) -> Callable[[nn.Module], dict[str, float]]:
+@dataclass
+class Measurer:
     """A function from the model to its metrics on a split.
 
     Every process measures the whole split: none waits for another, and all see the same numbers.
     """
 
-    def measure(model: nn.Module) -> dict[str, float]:
-        return _evaluate(model, material, encoded, config, accelerator, generate=False).metrics
+    material: Material
+    encoded: Encoded
+    config: RunConfig
+    accelerator: Accelerator
 
-    return measure
+    def __call__(self, model: nn.Module) -> dict[str, float]:
+        return _evaluate(model, self.material, self.encoded, self.config, self.accelerator, generate=False).metrics
+
+    def use(self, encoded: Encoded) -> None:
+        """Take the rows from here: the same ones in the same order, in another form."""
+        self.encoded = encoded
 
 
 def _evaluate(
@@ -52,6 +57,11 @@ def _evaluate(
 def evaluate(model: nn.Module, material: Material, config: RunConfig, accelerator: Accelerator) -> Evaluation:
     """The tuned model on the held-out split, with examples."""
     _, encoded = material.held_out
+    if material.validation is not None:
+        material.task.settle(
+            model, material.validation, material.tokenizer, batch_size=config.training.eval_batch_size,
+            device=accelerator.device, precision=arithmetic(config, accelerator),
+        )  # fmt: skip
     if encoded is None:
         return Evaluation({})
     return _evaluate(model, material, encoded, config, accelerator, generate=True)
@@ -148,11 +158,12 @@ def save(
     run: RunFolder, attached: Attached, material: Material, config: RunConfig, tuned: Evaluation
 ) -> dict[str, Any]:
     """Write the adapter, or the whole model of a method that is no adapter; return its place and size."""
-    loaded = attached.loaded
+    loaded, alarms = attached.loaded, getattr(material.task, "alarms", None)
     about = lineage.collect(
         attached.model, config, base_id=loaded.base_id, revision=loaded.revision,
         data_fingerprint=material.splits.fingerprint, base=attached.base, labels=material.task.labels,
         label_tokens=getattr(material.task, "words", None) or None, shots=material.task.shots,
+        alarms=alarms and alarms.plain(),
     )  # fmt: skip
     metrics = {"tuned": tuned.metrics}
     if attached.method.saves == "adapter":

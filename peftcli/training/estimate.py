@@ -76,6 +76,7 @@ class Estimate:
         free: Bytes that are free on this machine now; None where it has no such device.
         steps: Optimiser steps of the run, where they are known.
         notes: What was assumed.
+        unit: What the length of a row counts: tokens, or pixels of a picture's side.
     """
 
     parameters: dict[str, Any]
@@ -91,6 +92,7 @@ class Estimate:
     free: int | None
     steps: int | None
     notes: list[str] = field(default_factory=list)
+    unit: str = "tokens"
 
     @property
     def peak(self) -> int:
@@ -154,6 +156,7 @@ def count(config: RunConfig, work: Workload) -> Estimate:
         free=_free(device) if device in ("cpu", "cuda") and config.launch.device in ("auto", device) else None,
         steps=work.steps,
         notes=work.notes + notes + shadow.method.notes,
+        unit="pixels" if work.task.architecture == "image-classification" else "tokens",
     )
 
 

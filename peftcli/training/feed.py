@@ -75,12 +75,29 @@ class Feed(_Micro):
         self.encoded, self.sampler, self.rank, self.world = encoded, sampler, rank, world
         self.steps_per_epoch = sampler.steps_per_epoch
 
+    def use(self, encoded: Encoded) -> None:
+        """Take the rows from here: the same ones in the same order, in another form."""
+        self.encoded = encoded
+
     def micro_batches(self, epoch: int, position: int) -> list[Batch]:
         """This process's share of the batch at a place, cut into micro-batches; at least one."""
         whole = self.sampler.batch(epoch, position)
         mine = self.sampler.share(whole, self.rank, self.world)
-        batches = self.cut(self.encoded.take(mine or whole[:1]), epoch)
+        batches = self.cut(self._taken(mine or whole[:1], whole, epoch, position), epoch)
         return batches if mine else nothing_to_learn(batches)
+
+    def _taken(self, mine: list[int], whole: list[int], epoch: int, position: int) -> list[dict[str, Any]]:
+        """Rows of a step, each with the one that it is mixed with, if any, from the whole of it."""
+        rows = self.encoded.take(mine)
+        partners = self.task.partners(whole, (self.seed, epoch, position))
+        if partners is None:
+            return rows
+        of = dict(zip(whole, partners, strict=True))
+        others = self.encoded.take([of[place] for place in mine])
+        return [
+            {**row, "place": place, "partner": {**other, "place": of[place]}, "step": position}
+            for place, row, other in zip(mine, rows, others, strict=True)
+        ]
 
     def probe(self, position: int) -> Iterator[Batch]:
         """A row or two of a batch, the same in every process, to try the model on."""
@@ -103,6 +120,12 @@ class AheadFeed(Feed):
         self.workers = workers
         self._pool = ThreadPoolExecutor(workers, thread_name_prefix="pictures")
         self._made: OrderedDict[tuple[int, int], Future[list[Batch]]] = OrderedDict()
+
+    def use(self, encoded: Encoded) -> None:
+        """As `Feed.use`."""
+        super().use(encoded)
+        while self._made:
+            self._made.popitem()[1].cancel()
 
     def micro_batches(self, epoch: int, position: int) -> list[Batch]:
         """As `Feed.micro_batches`."""

@@ -29,6 +29,7 @@ from peftcli.training.casting import left_to_autocast
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.feed import AnyFeed, rows_of, tokens_of
+from peftcli.training.prefix import Prefix
 from peftcli.training.signals import StopRequest
 
 SAVES = 10
@@ -61,6 +62,7 @@ class Job:
     first_step_at: float = 0.0
     """`time.time()` at the end of this process's first step."""
     notes_said: int = 0
+    prefix: Prefix = field(default_factory=Prefix)
 
     def __post_init__(self) -> None:
         self.precision = precision.choose(self.config.training.precision, self.accelerator.device)
@@ -169,8 +171,12 @@ class StageLoop:
 
     def run(self) -> None:
         """Take steps up to the stage's end, an early stop or a request to stop."""
+        self.job.model.train()
+        with self.job.prefix.within(self.job, self.stage, self.progress):
+            self._run()
+
+    def _run(self) -> None:
         job, progress = self.job, self.progress
-        job.model.train()
         while progress.stage_step < self.stage.steps and not progress.stopped_early:
             asked = self.advance()
             last = progress.stage_step == self.stage.steps
@@ -334,7 +340,8 @@ class StageLoop:
         job.display.say(f"step {progress.step}: validation {shown}" + (", the best so far" if better else ""))
         if progress.stopped_early:
             job.display.say(f"stopped early: {patience} measurements without a better {job.task.best_metric}")
-        job.method.measured(job.model, value, job.task.higher_is_better)
+        rows = len(getattr(job.measure, "encoded", ()))
+        job.method.measured(job.model, value, job.task.higher_is_better, rows)
         job.say_notes()
 
     def _save(self) -> None:

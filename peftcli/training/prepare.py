@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
 from itertools import chain
@@ -93,7 +93,7 @@ def _accelerator_kind() -> str:
 
 @dataclass
 class Material:
-    """The rows of a run, as they are and as the model sees them."""
+    """The rows of a run, as they are and as the model sees them, without those that it cannot see."""
 
     task: Task
     splits: Splits
@@ -135,7 +135,12 @@ def load_material(config: RunConfig) -> Material:
         for rows in [getattr(splits, name)]
     }
     _settle(config, encoded, splits.notes)
-    return Material(task, splits, words, encoded["train"], encoded["validation"], encoded["test"])
+    left = {
+        name: getattr(splits, name).select(part.kept)
+        for name, part in encoded.items()
+        if isinstance(part, Encoded) and part.kept is not None
+    }
+    return Material(task, replace(splits, **left), words, encoded["train"], encoded["validation"], encoded["test"])
 
 
 def _settle(config: RunConfig, encoded: dict[str, Any], notes: list[str]) -> None:

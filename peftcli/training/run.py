@@ -23,10 +23,11 @@ from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
 from peftcli.tasks.contract import Evaluation
-from peftcli.training import checkpoints, checks, closing, memory, out_of_memory, prepare, trackers
+from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, trackers
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
+from peftcli.training.prefix import Prefix
 from peftcli.training.prepare import Attached, Material
 from peftcli.training.signals import StopRequest
 
@@ -134,7 +135,7 @@ class _Session:
         tracker = trackers.start(self.accelerator, self.config, self.run)
         job = Job(
             self.config, attached.model, attached.method, material.task, feed, steps, self.accelerator, self.run,
-            self.display, stop, self._measure(material), tracker,
+            self.display, stop, self._measure(material), tracker, prefix=Prefix(attached.loaded.family),
         )  # fmt: skip
         return material, attached, job
 
@@ -179,7 +180,7 @@ class _Session:
     def _measure(self, material: Material):
         if material.validation is None:
             return None
-        return closing.measurer(material, material.validation, self.config, self.accelerator)
+        return closing.Measurer(material, material.validation, self.config, self.accelerator)
 
     def _same_base(self, frozen_tensors: dict[str, int], resumed: Checkpoint | None) -> None:
         """A checkpoint goes on only over the frozen tensors that it began over.
@@ -223,18 +224,21 @@ class _Session:
         artifact = closing.save(self.run, attached, material, self.config, tuned)
         report["adapter"] = artifact
         job.heed_stop()
+        if forms := attached.method.forms(attached.model):
+            rows, chosen = costs.batches_of(attached.probe), prepare.arithmetic(self.config, self.accelerator)
+            report["costs"] = costs.measure(attached.model, forms, rows, chosen, self.accelerator.device)
         base = closing.untouched(attached, material, self.config, self.accelerator)
         report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
         report["labels"] = material.task.labels
-        report["data"] = {**material.counts(), "notes": self._notes(material, attached)}
+        report["data"] = {**material.counts(), "notes": self._notes(material, attached, job)}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
         return self._write(report)
 
     @staticmethod
-    def _notes(material: Material, attached: Attached) -> list[str]:
+    def _notes(material: Material, attached: Attached, job: Job) -> list[str]:
         """What was done with rows, base and adapter that the recipe did not ask for word by word."""
-        return [*material.splits.notes, *attached.loaded.notes, *attached.method.notes]
+        return [*material.splits.notes, *attached.loaded.notes, *attached.method.notes, *job.prefix.notes]
 
     def _peak(self) -> int:
         """The most bytes held: on CPUs by all processes together, on GPUs by one."""

@@ -146,6 +146,14 @@ def test_a_file_that_does_not_run_and_one_that_answers_otherwise_fail_the_check(
             onnx_folder._within(compare(other, told, told))
 
 
+def test_eight_bits_may_move_the_scores_and_not_make_them() -> None:
+    told = torch.randn(40, 8, generator=torch.Generator().manual_seed(0))
+    onnx_folder._near(compare(told + 0.2, told, told))
+    for other in (told + 0.4, told.flip(0), told * torch.nan):
+        with pytest.raises(CheckFailed, match="export-drift: 8-bit weights change the scores"):
+            onnx_folder._near(compare(other, told, told))
+
+
 def test_a_missing_package_is_named_with_the_line_that_installs_it(monkeypatch):
     monkeypatch.setattr(onnx_graph, "PACKAGES", ("onnx", "onnx_that_nobody_has"))
     with pytest.raises(UserError, match="--onnx needs onnx_that_nobody_has, which is not installed") as failed:

@@ -53,6 +53,6 @@ def test_keys_of_every_method_and_task_are_offered():
 def test_files_and_their_own_groups_are_offered(tmp_path):
     (tmp_path / "mine.yaml").write_text("")
     (tmp_path / "configs" / "method").mkdir(parents=True)
-    (tmp_path / "configs" / "method" / "special.yaml").write_text("")
+    (tmp_path / "configs" / "method" / "own-special.yaml").write_text("")
     assert "mine.yaml" in complete("train", "m", cwd=tmp_path)
-    assert complete("train", "mine.yaml", "method=sp", cwd=tmp_path) == ["method=special"]
+    assert complete("train", "mine.yaml", "method=own", cwd=tmp_path) == ["method=own-special"]

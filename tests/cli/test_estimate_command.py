@@ -57,8 +57,17 @@ def test_plain_words_where_there_is_no_terminal() -> None:
     assert "134,975,808" in said
     assert "460,800 (0.34 %)" in said
     assert "sample reuters-r8 (data) is not fetched" in said
+    assert "rows x tokens, learnt" in said
     assert "\x1b" not in said
     assert max(map(len, said.splitlines())) <= 120
+
+
+def test_pictures_are_counted_by_their_side() -> None:
+    said = run("estimate", "vit/elpv_lora").stdout
+    assert "pictures x pixels a side" in said
+    assert "32 x 112" in said
+    assert "token" not in said
+    assert json.loads(run("estimate", "vit/elpv_lora", "--json").stdout)["unit"] == "pixels"
 
 
 def test_what_does_not_fit_comes_with_changes(monkeypatch) -> None:

@@ -136,8 +136,10 @@ def vision_run(base, method: dict, folder: Path, reader: dict) -> RunFolder:
     return RunFolder.open(run_folders(folder / "runs")[0])
 
 
-SQUASH = {"size": {"height": tiny.PIXELS, "width": tiny.PIXELS}, "image_mean": [0.5, 0.4, 0.3], "resample": 2}
-CROP = {"size": {"shortest_edge": 20}, "crop_size": {"height": tiny.PIXELS, "width": tiny.PIXELS}, "resample": 3}
+SQUASH = {"image_processor_type": "ViTImageProcessor"}
+SQUASH |= {"size": {"height": tiny.PIXELS, "width": tiny.PIXELS}, "image_mean": [0.5, 0.4, 0.3], "resample": 2}
+CROP = {"image_processor_type": "BitImageProcessor"}
+CROP |= {"size": {"shortest_edge": 20}, "crop_size": {"height": tiny.PIXELS, "width": tiny.PIXELS}, "resample": 3}
 CROP["do_center_crop"] = True
 SPARSE = {"name": "sparse_adapter", "r": 6, "sparsity": 0.5}
 
@@ -164,7 +166,28 @@ def test_a_model_of_pictures_gives_the_chances_that_the_run_gives(peft, tmp_path
     assert found["files"]["model.onnx"]["drift"]["share"] < 1e-4
     assert found["files"]["model.int8.onnx"]["metrics"].keys() == found["files"]["PyTorch"]["metrics"].keys()
     folder = tmp_path / "pictures/test/bad"
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a telephone held upright
+    Image.open(folder / "0.png").save(folder / "1.jpg", exif=exif)
     predicted = json.loads(peft("predict", run.path, "--input", folder, "--json").stdout)["predictions"]
+    assert [row["image"] for row in predicted[:2]] == ["0.png", "1.jpg"]
     for row in predicted[:2]:
         told = ast.literal_eval(run_readme(to, PICTURE=str(folder / Path(row["image"]).name)))
         assert told == pytest.approx(row["probabilities"], abs=2e-3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("base", [tiny.vit, tiny.resnet])
+def test_the_graph_of_a_sparse_adapter_holds_what_pruning_left(peft, tmp_path, base):
+    import onnx
+
+    run = vision_run(base, {"name": "sparse_adapter", "r": 64, "sparsity": 0.9}, tmp_path, SQUASH)
+    refused = peft("merge", run.path, "--to", tmp_path / "merged")
+    assert refused.exit_code == 2
+    assert "--onnx" in refused.output
+    assert peft("merge", run.path, "--to", tmp_path / "onnx", "--onnx").exit_code == 0
+    graph = onnx.load(tmp_path / "onnx/model.onnx").graph
+    held = sum(int(np.prod(tensor.dims)) for tensor in graph.initializer)
+    size = {row["form"]: row["parameters"] for row in run.read_report()["costs"]["rows"]}
+    assert size["compacted"] - size["base"] < 0.2 * (size["dense"] - size["base"])
+    assert abs(held - size["compacted"]) < 0.2 * (size["dense"] - size["compacted"])  # statistics, constants

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -139,3 +141,33 @@ def test_odd_pictures_are_read_and_counted(peft, place, tmp_path) -> None:
 def _animate(path: Path) -> None:
     frames = [Image.fromarray(pictures.draw("bad", number)) for number in range(3)]
     frames[0].save(path, "PNG", save_all=True, append_images=frames[1:])
+
+
+def test_what_was_trained_on_first_frames_is_asked_about_first_frames(peft, place, finished, tmp_path) -> None:
+    folder = pictures.make_folder(tmp_path / "moving", {"good": 2})
+    _animate(folder / "good" / "000.png")
+    (folder / "notes.txt").write_text("no picture")
+    result = peft("predict", finished, "--input", folder)
+    assert_said(result, 2, "picture is animated")
+    text = (finished / "config.yaml").read_text()
+    (tmp_path / "run").mkdir()
+    shutil.copytree(finished / "adapter", tmp_path / "run" / "adapter")
+    assert text.count("animated: error") == 1
+    (tmp_path / "run" / "config.yaml").write_text(text.replace("animated: error", "animated: first"))
+    for name in ("report.json", "environment.json"):
+        shutil.copy(finished / name, tmp_path / "run")
+    result = peft("predict", tmp_path / "run", "--input", folder)
+    assert_said(result, 0, "1 files are no pictures: notes.txt")
+    assert len(result.stdout.splitlines()) == 2
+
+
+def test_columns_that_answers_cover_are_named_and_names_of_any_bytes_are(peft, place, finished, tmp_path) -> None:
+    folder = pictures.make_folder(tmp_path / "odd", {"good": 1})
+    rows = "file,image,predicted\ngood/000.png,other,me\n"
+    (folder / "rows.csv").write_text(rows)
+    result = peft("predict", finished, "data.columns.image=file", "--input", folder / "rows.csv")
+    assert_said(result, 0, "the predictions take the place of: image, predicted")
+    assert json.loads(result.stdout.splitlines()[-1])["image"] == "good/000.png"
+    (folder / "good" / os.fsdecode(b"caf\xe9.png")).write_bytes((folder / "good" / "000.png").read_bytes())
+    result = peft("predict", finished, "data.bad_rows=skip", "--input", folder, "--output", tmp_path / "out.csv")
+    assert_said(result, 0, "left out 1 of 2 rows", r"caf\xe9.png: picture has a name that is no UTF-8")

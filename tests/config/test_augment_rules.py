@@ -41,3 +41,12 @@ def test_good_values_arrive(recipe):
     chosen = compose(recipe, ["task.augment.flip=true", "task.augment.crop=0.5", "task.augment.mixup=0.2"]).config
     assert (chosen.task.augment.flip, chosen.task.augment.crop, chosen.task.augment.mixup) == (True, 0.5, 0.2)
     assert chosen.task.augment.rotation == 0.0
+
+
+def test_features_can_be_kept_where_pictures_stay_the_same(recipe):
+    asked = "training.cache_features=true"
+    assert compose(recipe, [asked, "task.augment.randaugment_strength=5"]).config.training.cache_features is True
+    assert compose(recipe, ["task.augment.flip=true"]).config.training.cache_features == "auto"
+    for change in ("cutmix=1", "crop=0.5", "rotation=3"):
+        with pytest.raises(UserError, match=r"task\.augment changes them each time"):
+            compose(recipe, [asked, f"task.augment.{change}"])

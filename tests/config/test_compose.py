@@ -44,7 +44,7 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is(recipe):
     method = composed.config.method
     named = "pissa" if getattr(method, "init", "").startswith("pissa") else method.name
     named = {"vit/emoji_meta": "meta", "vit/emoji_protonet": "protonet"}.get(recipe, named)  # by what they are called
-    assert recipe == "quickstart" or recipe.endswith(f"_{named}")
+    assert recipe in ("quickstart", "defects") or recipe.endswith(f"_{named}")
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -138,6 +138,8 @@ def test_a_number_of_few_shot_tasks_out_of_range(override):
     [
         (["data.streaming=true"], "data.streaming needs training.max_steps"),
         (["data.streaming=true", "training.max_steps=9", "training.group_by_length=true"], "do not go together"),
+        (["data.where={train: mono}"], "names no column of a split"),
+        (["data.where.train.cell=mono", "data.streaming=true", "training.max_steps=9"], "that are streamed are all"),
         (["data.source=files", "data.name=null"], "names no file of the train split"),
         (["data.files.train=a.csv"], "data.source is not files"),
         (["data.source=hub", "data.name=null"], "data.name is missing"),
@@ -221,6 +223,9 @@ def test_a_number_of_few_shot_tasks_out_of_range(override):
         (["data.source=files", "data.files.train=[]"], "names no file of the train split"),
         (["schema_version=99"], "this program reads version 1"),
         (["schema_version=0"], "this program reads version 1"),
+        (["training.cache_features=true"], "training.cache_features is for pictures"),
+        ([*PICTURES, "training.cache_features=true", "task.augment.flip=true"], "task.augment changes them each time"),
+        ([*PICTURES, "training.cache_features=true", "launch.processes=2"], "is for one process"),
         (["training.batch_tokens=99", "training.batch_size=4"], "both say how large a batch is"),
     ],
 )

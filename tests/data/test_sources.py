@@ -412,3 +412,28 @@ def test_row_is_a_reserved_name_that_can_be_mapped_away():
     parquet.write_table(rows.table.rename_columns(["text", "row", "x"]), "a.parquet")
     rows = load(["text", "name"], files={"train": "a.parquet"}, columns={"name": "row"}).train
     assert rows[0] == {"text": "a", "name": "x", "row": 0}
+
+
+KINDS = [{**row, "kind": "cd"[i % 4 > 2], "n": i % 3} for i, row in enumerate(GOOD)]
+
+
+def test_rows_of_certain_values_keep_their_numbers():
+    files = {"train": jsonl(KINDS, "a.jsonl"), "test": "b.parquet"}
+    parquet.write_table(pa.Table.from_pylist(KINDS), "b.parquet")
+    where = {"train": {"kind": "d"}, "test": {"kind": ["c", "d"], "n": 1}}
+    found = load(files=files, where=where)
+    assert found.train["row"] == [3, 7, 11, 15, 19]
+    assert found.train.column_names == ["text", "label", "row"]
+    assert found.test["row"] == list(range(1, 20, 3))
+    assert found.fingerprint != load(files=files).fingerprint
+
+
+def test_values_columns_and_splits_of_where_that_are_not_there():
+    files = {"train": jsonl(KINDS)}
+    told = mistake(files=files, where={"train": {"kind": "e"}})
+    assert "data.where.train.kind" in told
+    assert "unknown value 'e'" in told
+    assert "c, d" in told
+    assert "unknown column 'kinds'" in mistake(files=files, where={"train": {"kinds": "c"}})
+    assert "no validation split of its own" in mistake(files=files, where={"validation": {"kind": "c"}})
+    assert "unknown value '1'" in mistake(files=files, where={"train": {"text": "text 3", "n": 1}})

@@ -20,6 +20,7 @@ from peftcli.config.errors import UserError
 from peftcli.config.schema import OptimConfig
 from peftcli.methods.contract import Calibration, Method
 from peftcli.methods.sparse_adapter import compaction, maths, survival
+from peftcli.methods.sparse_adapter.guard import Guard, chance
 from peftcli.methods.sparse_adapter.tuner import ADAPTER
 from peftcli.testing import tiny
 from peftcli.testing.rows import Row, nudge, trained
@@ -251,6 +252,19 @@ def test_pruning_that_hurts_is_taken_back() -> None:
     assert not held.notes
 
 
+def test_what_few_rows_may_show_by_accident_is_no_loss() -> None:
+    guard = Guard(0.05, ADAPTER)
+    guard.reference = 0.9
+    assert guard.loses(0.84) == pytest.approx(0.06)
+    assert guard.loses(0.84, 1000) == pytest.approx(0.06)
+    assert guard.loses(0.84, 40) is None
+    assert guard.loses(0.75, 40) == pytest.approx(0.15)
+    assert chance(0.9, 40) == pytest.approx(0.101, abs=1e-3)
+    assert chance(1.0, 8) > 0.1
+    guard.reference = -0.7  # a loss
+    assert guard.loses(-0.8, 40) == pytest.approx(0.1)
+
+
 @pytest.mark.parametrize("structure", ["unit", "weight"])
 def test_the_file_is_small_and_comes_back_bit_for_bit(structure: str, tmp_path: Path) -> None:
     base, model, method = attach(structure=structure, sparsity=0.9, r=32, architecture="causal-lm")
@@ -309,6 +323,36 @@ def test_places_that_overlap_or_are_none_are_refused() -> None:
     assert [name for name, _ in compaction.layers(attach(targets=["mlp"], last_blocks=1)[1], ADAPTER)] == [
         "model.layers.1.mlp.down_proj"
     ]
+
+
+@pytest.mark.parametrize("target", ["resnet.encoder.stages.1", "resnet.embedder"])
+def test_beside_a_part_of_another_size_nothing_can_stand(target: str) -> None:
+    found = {"targets": [target], "architecture": "image-classification"}
+    with pytest.raises(UserError, match="no module can stand beside"):
+        attach(tiny.resnet, placement="parallel", **found)
+    base, model, _ = attach(tiny.resnet, **found)
+    base.loss(model).backward()
+
+
+def test_a_module_with_a_bias_alone_goes_on_being_trained() -> None:
+    base, model, _ = attach(dropout=0.5)
+    nudge(model)
+    _, layer = next(iter(compaction.layers(model, ADAPTER)))
+    with torch.no_grad():
+        layer.sparse_down[ADAPTER].zero_()  # every unit is a constant
+    layer.prune(ADAPTER, {"units": torch.arange(8) < 5})
+    before = base.outputs(model.eval())
+    compaction.shrink(layer, ADAPTER)
+    assert layer.units[ADAPTER] == []
+    torch.testing.assert_close(base.outputs(model), before, rtol=0, atol=1e-6)
+    base.loss(model.train()).backward()
+    assert layer.sparse_up_bias[ADAPTER].grad.any()
+
+
+def test_a_guard_without_a_measurement_says_that_it_was_none() -> None:
+    base, model, method = attach(guard=0.1)
+    stages(base, model, method)
+    assert "method.guard had nothing to go by" in method.notes[0]
 
 
 @pytest.mark.parametrize("base_kind", [tiny.vit, tiny.dinov2, tiny.resnet])

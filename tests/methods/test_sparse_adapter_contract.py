@@ -20,6 +20,8 @@ class TestContract(MethodContract):
         Row("sparse_adapter", SMALL, "mamba", base=tiny.mamba),
         Row("sparse_adapter", {**SMALL, "placement": "parallel"}, "mixer", base=tiny.mamba, architecture=HEAD),
         Row("sparse_adapter", SMALL, "vit", base=tiny.vit, architecture=PICTURES),
+        Row("sparse_adapter", {**SMALL, "activation": "linear"}, "linear-mamba", base=tiny.mamba),
+        Row("sparse_adapter", {**SMALL, "activation": "linear"}, "linear-vit", base=tiny.vit, architecture=PICTURES),
         Row("sparse_adapter", SMALL, "resnet", base=tiny.resnet, architecture=PICTURES, recomputes=False),
         Row(
             "sparse_adapter",

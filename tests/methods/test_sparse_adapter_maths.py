@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from peftcli.methods.sparse_adapter import compaction, files, maths
 from peftcli.methods.sparse_adapter.config import SparseAdapterConfig
 from peftcli.methods.sparse_adapter.layer import SparseAdapterLayer
-from peftcli.methods.sparse_adapter.pruning import Pruning
+from peftcli.methods.sparse_adapter.pruning import Pruning, parts
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
@@ -87,13 +87,13 @@ def test_training_comes_to_the_conditions_of_the_lasso(kind: type) -> None:
     layer, x_Bd, y_B1 = regression(10, [1, 4, 7])
     U_1d, l1 = layer.sparse_up["default"], 0.05
     optimiser = kind([U_1d], lr=0.1, weight_decay=0.0)
-    pruning = Pruning("unit", "magnitude", "default")
+    pruning, found = Pruning("unit", "magnitude", "default"), parts(layer, "default")
     for step in range(1500):
         optimiser.param_groups[0]["lr"] = 0.1 * 0.99 ** (step / 2)
         optimiser.zero_grad()
         (layer(x_Bd) - y_B1).square().mean().div(2).backward()
         optimiser.step()
-        pruning.proximal(layer, optimiser, l1, 0.0)
+        pruning.proximal(found, optimiser, l1, 0.0)
     optimiser.zero_grad()
     (layer(x_Bd) - y_B1).square().mean().div(2).backward()
     on = U_1d.detach() != 0
@@ -107,15 +107,15 @@ def test_finds_the_units_that_were_planted(importance: str) -> None:
     support = [3, 8, 13, 21, 22, 30]
     layer, x_Bd, y_B1 = regression(40, support)
     optimiser = torch.optim.AdamW([layer.sparse_up["default"]], lr=0.02)
-    pruning = Pruning("unit", importance, "default")
+    pruning, modules = Pruning("unit", importance, "default"), parts(layer, "default")
     for step in range(1, 61):
         optimiser.zero_grad()
         (layer(x_Bd) - y_B1).square().mean().backward()
-        pruning.watch(layer)
+        pruning.watch(modules)
         optimiser.step()
-        pruning.proximal(layer, optimiser, 1e-3, 1e-3)
+        pruning.proximal(modules, optimiser, 1e-3, 1e-3)
         if step % 3 == 0:
-            pruning.prune(layer, maths.cubic(step, 60, 0.0, 1 - 6 / 40), 0, optimiser)
+            pruning.prune(modules, maths.cubic(step, 60, 0.0, 1 - 6 / 40), 0, optimiser)
     found = set(layer.live("units", "default").nonzero().flatten().tolist())
     f1 = 2 * len(found & set(support)) / (len(found) + len(support))
     assert len(found) == 6
@@ -173,7 +173,7 @@ def test_without_any_score_magnitude_decides() -> None:
     layer, _, _ = regression(6, [1])
     with torch.no_grad():
         layer.sparse_up["default"].copy_(torch.tensor([[0.0, 5, 0, 3, 1, 0]]))
-    Pruning("unit", "first_order", "default").prune(layer, 0.5, 0)
+    Pruning("unit", "first_order", "default").prune(parts(layer, "default"), 0.5, 0)
     assert layer.live("units", "default").nonzero().flatten().tolist() == [1, 3, 4]
 
 
@@ -232,3 +232,30 @@ def test_a_constant_unit_becomes_a_bias() -> None:
     compaction.shrink(layer, "default")
     assert torch.equal(layer(x), layer.base_layer(x))
     assert not layer.units
+
+
+@pytest.mark.parametrize("structure", ["unit", "weight"])
+def test_constants_outlive_the_masks_of_their_units(structure: str) -> None:
+    torch.manual_seed(0)
+    layer = SparseAdapterLayer(nn.Linear(4, 4).requires_grad_(False))
+    layer.update_layer("default", SparseAdapterConfig(r=5), None)
+    with torch.no_grad():
+        for tensor in layer.tensors("default").values():
+            tensor.normal_()
+        layer.sparse_down["default"].zero_()
+    live = {"units": torch.arange(5) < 3}
+    if structure == "weight":
+        live = {"down": torch.zeros(5, 4, dtype=torch.bool), "up": torch.ones(4, 5, dtype=torch.bool)}
+    layer.prune("default", live)
+    x = torch.randn(3, 4)
+    before = layer(x)
+    compaction.shrink(layer, "default")
+    assert layer.units["default"] == []
+    torch.testing.assert_close(layer(x), before, rtol=0, atol=1e-6)
+
+
+def test_what_has_no_weights_between_groups_does_not_merge() -> None:
+    layer = SparseAdapterLayer(nn.Conv2d(4, 4, 3, padding=1, groups=2).requires_grad_(False))
+    layer.update_layer("default", SparseAdapterConfig(r=2, activation="linear"), None)
+    with pytest.raises(NotImplementedError, match="groups"):
+        layer.merge()

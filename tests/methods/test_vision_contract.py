@@ -30,6 +30,7 @@ class TestContract(MethodContract):
         Pictures("linear_probe", label="vit", base=tiny.vit),
         Convolutions("linear_probe", label="resnet", base=tiny.resnet),
         Pictures("full", {"head_first": 0.3}, "vit", base=tiny.vit, dtype=torch.float32),
+        Pictures("full", label="dinov2", base=tiny.dinov2, dtype=torch.float32),
         Convolutions("full", label="resnet", base=tiny.resnet, dtype=torch.float32),
         Pictures("kpsvd", {"rank": 2}, "vit", base=tiny.vit),
         Convolutions("kpsvd", {"rank": 2, "targets": ["conv.reduce", "conv.spatial"]}, "resnet", base=tiny.resnet),

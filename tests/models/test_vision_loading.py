@@ -37,6 +37,12 @@ ABOUT = {
         "crop_size": {"height": 32, "width": 32},
     },
     "convnext": {"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 28}, "crop_pct": 0.875},
+    # As microsoft/resnet-50 has it: that the number is the shorter edge is known to the class that it names.
+    "resnet": {"feature_extractor_type": "ConvNextFeatureExtractor", "size": 28, "crop_pct": 0.875},
+    "defaults": {"image_processor_type": "BitImageProcessor", "size": 40, "crop_size": 32},
+    "plain": {"image_processor_type": "ViTImageProcessor", "size": 32, "do_normalize": False},
+    "signed": {"image_processor_type": "ViTImageProcessor", "size": 32, "rescale_factor": 2 / 255},
+    "bytes": {"image_processor_type": "ViTImageProcessor", "size": 32, "do_rescale": False},
 }
 
 
@@ -46,24 +52,57 @@ def load(folder, labels=LABELS, image_size=None, **more) -> loading.LoadedModel:
     return loading.load(config, "fp32", "image-classification", labels, image_size=image_size)
 
 
+def read(folder, about) -> image_reader.ImageReader:
+    (folder / image_reader.FILE).write_text(json.dumps(USUAL | about))
+    (folder / "config.json").write_text('{"model_type": "vit"}')
+    return image_reader.find(ModelConfig(name=str(folder), source="folder"), None)
+
+
 @pytest.mark.parametrize("kind", ABOUT)
 @pytest.mark.parametrize("shape", [(50, 70, 3), (70, 50, 3), (32, 32, 3), (9, 9, 3)], ids=str)
 def test_pictures_are_read_as_transformers_reads_them(tmp_path, kind, shape) -> None:
-    (tmp_path / image_reader.FILE).write_text(json.dumps(USUAL | ABOUT[kind]))
+    reader = read(tmp_path, ABOUT[kind])
     pixels_HWC = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    reader = image_reader.parse("tiny", USUAL | ABOUT[kind])
     mine = reader.normalise(reader.fit(pixels_HWC)[None])
     theirs = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(pixels_HWC), return_tensors="pt")
-    torch.testing.assert_close(mine, theirs.pixel_values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(mine, theirs.pixel_values, rtol=1e-6, atol=1e-5)
     assert mine.is_contiguous(memory_format=torch.channels_last)
     reader.save_pretrained(tmp_path)
     again = AutoImageProcessor.from_pretrained(tmp_path)(Image.fromarray(pixels_HWC), return_tensors="pt")
-    torch.testing.assert_close(mine, again.pixel_values, rtol=0, atol=1e-5)
+    torch.testing.assert_close(mine, again.pixel_values, rtol=1e-6, atol=1e-5)
 
 
 def test_another_size_shows_the_same_view(tmp_path) -> None:
-    reader = image_reader._sized(image_reader.parse("tiny", USUAL | ABOUT["bit"]), 16)
+    reader = image_reader._sized(read(tmp_path, ABOUT["bit"]), 16)
     assert (reader.size, reader.edge) == (16, 20)
+
+
+@pytest.mark.parametrize(
+    ("about", "words"),
+    [
+        ({"size": {"height": 32, "width": 16}}, "only squares"),
+        ({"size": 16, "do_center_crop": True, "crop_size": 32, "image_processor_type": "BitImageProcessor"}, "more"),
+    ],
+)
+def test_sizes_that_are_not_read_here_are_refused(tmp_path, about, words) -> None:
+    with pytest.raises(UserError, match=words):
+        read(tmp_path, {"image_processor_type": "ViTImageProcessor"} | about)
+
+
+def test_a_large_picture_is_made_smaller_before_it_is_changed_but_not_below_what_is_cut() -> None:
+    reader, pixels_HWC = image_reader.ImageReader("tiny", 32, 40), np.zeros((400, 1000, 3), np.uint8)
+    assert reader.reduced(pixels_HWC, 1.0).shape == (40, 100, 3)
+    assert reader.reduced(pixels_HWC, 0.25).shape == (80, 200, 3)  # a quarter of it is 40 pixels high
+    assert reader.reduced(pixels_HWC[:79], 1.0).shape == (79, 1000, 3)
+
+
+@pytest.mark.parametrize("squash", [True, False])
+def test_a_line_of_pixels_is_read_without_making_it_a_wall(squash) -> None:
+    reader = image_reader.ImageReader("tiny", 32, 40, squash)
+    line_HWC = np.zeros((1, 60000, 3), np.uint8)
+    line_HWC[:, 29990:30010] = 255
+    assert reader.fit(line_HWC).shape == (32, 32, 3)
+    assert squash or reader.fit(line_HWC).min() == 255  # its middle
 
 
 @pytest.mark.parametrize("kind", ["vit", "dinov2"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,13 +12,18 @@ import torch
 from safetensors.torch import load_file
 
 from peftcli.artifacts.export import export
+from peftcli.artifacts.merged import open_merged
 from peftcli.artifacts.picture_answers import answer_pictures
 from peftcli.artifacts.remeasure import remeasure
 from peftcli.artifacts.tuned import open_tuned
+from peftcli.config import frozen
 from peftcli.config.schema import AugmentConfig
+from peftcli.data.sampler import BatchSampler
 from peftcli.methods.full.settings import Settings as Full
 from peftcli.methods.linear_probe.settings import Settings as LinearProbe
 from peftcli.methods.lora.settings import Settings as Lora
+from peftcli.training import prepare
+from peftcli.training.feed import Feed
 from peftcli.training.run import run
 from tests import pictures
 
@@ -49,6 +56,7 @@ def make(places, tmp_path):
         ("vit", Lora(r=4, targets=["all"])),
         pytest.param("dinov2", Lora(r=4), marks=pytest.mark.slow),
         ("resnet", Lora(r=4, targets=["conv"])),
+        pytest.param("dinov2", Full(), marks=pytest.mark.slow),
         pytest.param("resnet", LinearProbe(), marks=pytest.mark.slow),
         pytest.param("resnet", Full(), marks=pytest.mark.slow),
     ],
@@ -73,6 +81,20 @@ def test_a_run_learns_and_is_found_again(make, places, tmp_path, kind, method) -
     assert {row["score"] for row in answers} == {row["probabilities"]["bad"] for row in answers}
     if method.name != "full":
         assert export(folder.path, tmp_path / "merged")["reload"]["agreement"] == 1
+        merged = open_merged(tmp_path / "merged")
+        assert merged.task.alarms == tuned.task.alarms
+        assert {row["image"]: row["predicted"] for row in answer_pictures(merged, places["test"])[0]} == said
+
+
+def test_rows_that_cannot_be_read_are_not_compared(places, tmp_path) -> None:
+    shutil.copytree(places["test"], tmp_path / "test")
+    for broken in sorted((tmp_path / "test" / "bad").iterdir())[1:]:
+        broken.write_bytes(b"no picture")
+    files = {"train": places["train"], "test": tmp_path / "test"}
+    folder = pictures.make_run(places["vit"], files, tmp_path / "runs", method=LinearProbe(), data={"bad_rows": "skip"})
+    report = run(folder.path, quiet=True)
+    found = {row["name"]: row["metrics"] for row in report["quality"]["rows"]}
+    assert found["majority class"]["accuracy"] == pytest.approx(8 / 9)  # of 16 rows: 8 / 16
 
 
 def test_pictures_of_another_size_than_the_models(make, tmp_path) -> None:
@@ -96,6 +118,28 @@ def test_a_resumed_run_sees_the_same_augmented_batches(make) -> None:
             later.rmdir()
     run(cut.path, quiet=True)
     assert torch.equal(*(_trained(one) for one in (whole, cut)))
+
+
+@pytest.mark.parametrize("change", [AugmentConfig(mixup=0.5), AugmentConfig(flip=True, mixup=0.5, cutmix=1.0)])
+def test_what_is_mixed_does_not_depend_on_micro_batches_or_processes(make, change) -> None:
+    config = frozen.load(make(task={"augment": change}, training={"batch_size": 7}).config)
+    material = prepare.load_material(config)
+    lengths, task, reader = material.train.lengths, material.task, material.tokenizer
+
+    def batches(micro: int | None, world: int, position: int) -> dict[bytes, list[float]]:
+        """Each picture of a step, and its labels."""
+        small = replace(config, training=replace(config.training, micro_batch_size=micro))
+        sampler = BatchSampler(lengths, 7, None, False, 5)
+        feeds = [Feed(material.train, sampler, task, reader, small, rank, world) for rank in range(world)]
+        parts = [batch for feed in feeds for batch in feed.micro_batches(1, position)]
+        pairs = [pair for part in parts for pair in zip(part["pixel_values"], part["labels"], strict=True)]
+        return {pixels.numpy().tobytes(): labels.tolist() for pixels, labels in pairs}
+
+    assert len({str(sorted(batches(None, 1, position).values())) for position in range(4)}) == 4
+    for position in range(4):
+        whole = batches(None, 1, position)
+        assert len(whole) == 7
+        assert whole == batches(2, 1, position) == batches(3, 2, position)
 
 
 def _trained(folder) -> torch.Tensor:
@@ -142,8 +186,6 @@ def test_a_trained_batch_norm_resumes_exactly(make) -> None:
 
 
 def _base(folder) -> str:
-    from peftcli.config import frozen
-
     return frozen.load(folder.config).model.name
 
 

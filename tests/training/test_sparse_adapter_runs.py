@@ -13,7 +13,9 @@ from safetensors.torch import load_file
 from peftcli.artifacts import adapter
 from peftcli.artifacts.export import export
 from peftcli.artifacts.run_folder import RunFolder
+from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
+from peftcli.launch import processes
 from peftcli.methods.sparse_adapter.settings import Settings
 from peftcli.testing import tiny
 from peftcli.training import checkpoints
@@ -97,8 +99,42 @@ def test_a_linear_one_merges(make_run: Callable, tmp_path: Path) -> None:
 
 def test_a_guard_that_nothing_passes_ends_without_pruning(make_run: Callable) -> None:
     run = make_run(
-        method=replace(METHOD, guard=0.0), task={"best_metric": "loss"}, optim={"lr": 2.0, "schedule": "constant"}
+        method=replace(METHOD, guard=0.0), task={"best_metric": "loss"}, optim={"lr": 5.0, "schedule": "constant"}
     )
     report = go(run)
     [note] = [note for note in report["data"]["notes"] if "back to" in note]
     assert "method.guard=0" in note
+
+
+@pytest.mark.parametrize("structure", ["unit", "weight"])
+def test_two_processes_prune_the_same(make_run: Callable, structure: str) -> None:
+    method = replace(METHOD, structure=structure, importance="first_order", dropout=0.0, sparsity=0.5)
+    settings = {"max_steps": 8, "batch_size": 6, "eval_every": 4, "save_every": 4}
+    one, two = (make_run(method=method, training=settings, launch={"processes": n}) for n in (1, 2))
+    go(one)
+    report = processes.start(two.path, frozen.load(two.config).launch, quiet=True)
+    assert report["run"]["status"] == "done"
+    # Each process prunes by itself, of gradients that are means over all: had they come to other masks, their weights
+    # would differ, and with them the next losses, which are sums over both.
+    losses = [[row["loss"] for row in run.metrics() if "loss" in row] for run in (one, two)]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-4)
+    kept = [adapter.read_config(run.adapter).units for run in (one, two)]
+    assert kept[0] == kept[1]
+    stored = [load_file(run.adapter / adapter.WEIGHTS) for run in (one, two)]
+    assert {key: tuple(t.shape) for key, t in stored[0].items()} == {
+        key: tuple(t.shape) for key, t in stored[1].items()
+    }
+
+
+def test_the_report_has_a_table_of_costs(whole: RunFolder) -> None:
+    rows = {row["form"]: row for row in whole.read_report()["costs"]["rows"]}
+    assert list(rows) == ["base", "dense", "masked", "compacted"]
+    assert (
+        rows["masked"]["nonzero"]
+        < rows["dense"]["nonzero"]
+        == rows["dense"]["parameters"] - (rows["base"]["parameters"] - rows["base"]["nonzero"])
+    )
+    assert rows["compacted"]["file_bytes"] == pytest.approx((whole.adapter / adapter.WEIGHTS).stat().st_size, abs=200)
+    page = whole.page.read_text()
+    assert "Zeros that are held save nothing but space on disk" in page
+    assert '<th scope="row">compacted</th>' in page

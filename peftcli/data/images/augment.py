@@ -128,37 +128,38 @@ def _randaugment(image: Image.Image, count: int, share: float, draw: np.random.G
 
 
 def mix(
-    pixels_BCHW: Tensor, targets_BK: Tensor, settings: AugmentConfig, draw: np.random.Generator
+    pixels_BCHW: Tensor,
+    targets_BK: Tensor,
+    others_BCHW: Tensor,
+    others_BK: Tensor,
+    settings: AugmentConfig,
+    draw: np.random.Generator,
 ) -> tuple[Tensor, Tensor]:
-    """A batch of which each picture is mixed with another one of it, and its soft labels in the same shares.
+    """Pictures mixed with others, and their soft labels in the same shares.
 
     Mixup: `l x + (1 - l) x'` with l from Beta(mixup, mixup) (Zhang et al., 2017, arXiv 1710.09412). Cutmix: a box of
     the area 1 - l comes from x', cut at the picture's edge, and its true area is counted (Yun et al., 2019, arXiv
-    1905.04899). One l a batch; with both on, either has a chance of a half.
+    1905.04899). One l for all of them; with both on, either has a chance of a half.
 
     Args:
         pixels_BCHW: Pictures, floating [B, C, H, W].
         targets_BK: Shares of the labels, floating [B, K].
-        settings: `mixup` and `cutmix`.
-        draw: The batch's generator.
-
-    Returns:
-        New tensors, or those given where neither is on.
+        others_BCHW: The picture x' of each.
+        others_BK: Their shares.
+        settings: `mixup` and `cutmix`, of which one is on.
+        draw: The generator of the whole step, however it is cut into batches.
     """
-    if not settings.mixup and not settings.cutmix:
-        return pixels_BCHW, targets_BK
     cut = bool(settings.cutmix) and (not settings.mixup or draw.random() < 0.5)
     kept = float(draw.beta(*(settings.cutmix if cut else settings.mixup,) * 2))
-    other_B = draw.permutation(len(pixels_BCHW)).tolist()
     if cut:
         height, width = pixels_BCHW.shape[-2:]
         top, bottom, left, right = box(height, width, 1 - kept, draw)
         mixed_BCHW = pixels_BCHW.clone()
-        mixed_BCHW[..., top:bottom, left:right] = pixels_BCHW[other_B, :, top:bottom, left:right]
+        mixed_BCHW[..., top:bottom, left:right] = others_BCHW[..., top:bottom, left:right]
         kept = 1 - (bottom - top) * (right - left) / (height * width)
     else:
-        mixed_BCHW = kept * pixels_BCHW + (1 - kept) * pixels_BCHW[other_B]
-    return mixed_BCHW, kept * targets_BK + (1 - kept) * targets_BK[other_B]
+        mixed_BCHW = kept * pixels_BCHW + (1 - kept) * others_BCHW
+    return mixed_BCHW, kept * targets_BK + (1 - kept) * others_BK
 
 
 def box(height: int, width: int, share: float, draw: np.random.Generator) -> tuple[int, int, int, int]:

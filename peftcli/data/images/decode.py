@@ -6,9 +6,10 @@ Only the first frame is ever decoded, and nothing before the header's size was f
 from __future__ import annotations
 
 import io
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -19,6 +20,7 @@ MOST_PIXELS = 64_000_000
 """About 200 MB as RGB. A camera's largest picture fits; a file that unpacks to gigabytes does not."""
 STRIP = 20
 """A side this many times the other is worth a remark: scaled to a square, little of it is left."""
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # Pillow's limit is above ours
 DEEP = ("I;16", "I;16L", "I;16B", "I;16N")
 
 Kind = Literal["missing", "empty", "not-an-image", "too-large", "animated", "truncated", "damaged", "unsupported"]
@@ -80,15 +82,11 @@ def look(source: Source, animated: Animated = "error", most_pixels: int = MOST_P
     Raises:
         ImageProblem: It cannot be used.
     """
-    data = _bytes(source)
-    if not data:
-        raise ImageProblem("empty", "the file has no bytes")
     try:
-        return _decode(data, animated, most_pixels)
-    except UnidentifiedImageError:
-        raise ImageProblem("not-an-image", f"no picture of a known format; it begins with {data[:8]!r}") from None
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageProblem("too-large", str(error)) from None
+        with _opened(source) as file:
+            return _decode(file, animated, most_pixels)
+    except Image.DecompressionBombError:
+        raise ImageProblem("too-large", f"more than {most_pixels:,} pixels, the most that are decoded") from None
     except (ImageProblem, MemoryError):
         raise
     except Exception as error:  # decoders raise OSError, SyntaxError, ValueError, struct.error and more for bad bytes
@@ -96,18 +94,33 @@ def look(source: Source, animated: Animated = "error", most_pixels: int = MOST_P
         raise ImageProblem("truncated" if cut else "damaged", str(error) or type(error).__name__) from None
 
 
-def _bytes(source: Source) -> bytes:
+def _opened(source: Source) -> BinaryIO:
+    """The file, of which no more is read than its header before its size is known."""
     if isinstance(source, bytes):
-        return source
-    try:
-        return Path(source).read_bytes()
-    except OSError as error:
-        raise ImageProblem("missing", f"{source}: {error.strerror}") from None
+        file: BinaryIO = io.BytesIO(source)
+    else:
+        path = Path(source)
+        try:
+            if path.exists() and not path.is_file():  # a pipe would be waited for
+                raise ImageProblem("not-an-image", "it is no file")
+            file = path.open("rb")
+        except (OSError, ValueError) as error:  # ValueError: a name with a zero byte
+            raise ImageProblem("missing", f"{source}: {getattr(error, 'strerror', error)}") from None
+    if file.seek(0, io.SEEK_END) == 0:
+        raise ImageProblem("empty", "the file has no bytes")
+    file.seek(0)
+    return file
 
 
-def _decode(data: bytes, animated: Animated, most_pixels: int) -> Picture:
+def _decode(file: BinaryIO, animated: Animated, most_pixels: int) -> Picture:
     Image.init()  # Image.open with `formats` looks only among those already loaded
-    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+    try:
+        opened = Image.open(file, formats=FORMATS)
+    except UnidentifiedImageError:
+        file.seek(0)
+        what = f"no picture of a known format; it begins with {file.read(8)!r}"
+        raise ImageProblem("not-an-image", what) from None
+    with opened as image:
         width, height = image.size
         if width * height > most_pixels:
             raise ImageProblem("too-large", f"{width} x {height} pixels, at most {most_pixels:,} are decoded")

@@ -5,10 +5,13 @@ N pictures, S pixels a side.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Callable
@@ -25,10 +28,12 @@ from peftcli.data.images.places import COLUMN
 from peftcli.data.rows import Rows
 
 LOG = logging.getLogger(__name__)
-VERSION = 1
+VERSION = 2
 """Raised when decoding or scaling changes, so that pictures kept by an older version are not used."""
 MOST_BYTES = 4 * 2**30
-"""Larger splits are decoded anew whenever a picture is needed, rather than fill the disk."""
+"""Of larger splits it is kept which pictures cannot be used, and pixels are decoded anew whenever they are needed."""
+MOST_KEPT = 5 * MOST_BYTES
+"""Of all splits together; those that were not asked for longest go first."""
 AT_ONCE = 256
 
 Fit = Callable[[np.ndarray], np.ndarray]
@@ -69,41 +74,65 @@ def prepare(rows: Rows, fit: Fit, size: int, key: str, animated: Animated = "err
         key: All that `fit` depends on.
         animated: As `decode.look`.
     """
-    if len(rows) * size * size * 3 > MOST_BYTES:
-        return Prepared(None)
-    pictures = Rows(rows.table.select([COLUMN]))
-    name = hashlib.sha256(f"{VERSION} {key} {animated} {pictures.fingerprint()}".encode()).hexdigest()
-    place = paths.cache() / "pictures" / name
-    shape = (len(rows), size, size, 3)
-    if (kept := _read(place, shape)) is not None:
+    pictures, shape = Rows(rows.table.select([COLUMN])), (len(rows), size, size, 3)
+    about = f"{VERSION} {key} {animated} {_changed(pictures)} {pictures.fingerprint()}"
+    place = paths.cache() / "pictures" / hashlib.sha256(about.encode()).hexdigest()
+    kept, much = _read(place, shape), math.prod(shape)
+    if kept is not None and (kept.pixels_NSSC is not None or much > MOST_BYTES):
         return kept
     try:
         place.parent.mkdir(parents=True, exist_ok=True)
+        if much > MOST_BYTES:
+            return _written(_decode(pictures, fit, animated, None), place)
+        if shutil.disk_usage(place.parent).free < 2 * much:  # a full disk would end the process without a word
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         handle, unfinished = tempfile.mkstemp(dir=place.parent, suffix=".unfinished")
         os.close(handle)
     except OSError as error:
         LOG.warning("decoded pictures are not kept for the next run: %s", error)
-        return _decode(pictures, fit, animated, np.zeros(shape, np.uint8))
+        return _decode(pictures, fit, animated, None if much > MOST_BYTES else np.zeros(shape, np.uint8))
     try:
         found = _decode(pictures, fit, animated, np.lib.format.open_memmap(unfinished, "w+", np.uint8, shape))
         assert isinstance(found.pixels_NSSC, np.memmap)
         found.pixels_NSSC.flush()
-        problems = {str(i): [p.kind, p.detail] for i, p in found.problems.items()}
-        place.with_suffix(".json").write_text(json.dumps({"problems": problems, "oddities": found.oddities}))
         os.replace(unfinished, place.with_suffix(".npy"))
     except BaseException:
         Path(unfinished).unlink(missing_ok=True)
         raise
+    _tidy(place.parent)
+    return _written(found, place)
+
+
+def _changed(pictures: Rows) -> str:
+    """When each file was written last: one may be drawn over, and its size, beginning and end stay the same."""
+    files = [Path(picture["file"]) for picture in pictures[COLUMN] if picture and picture.get("file")]
+    times = [file.stat().st_mtime_ns if file.exists() else 0 for file in files]
+    return hashlib.sha256(repr(times).encode()).hexdigest()
+
+
+def _written(found: Prepared, place: Path) -> Prepared:
+    problems = {str(i): [p.kind, p.detail] for i, p in found.problems.items()}
+    place.with_suffix(".json").write_text(json.dumps({"problems": problems, "oddities": found.oddities}))
     return found
 
 
-def _decode(pictures: Rows, fit: Fit, animated: Animated, pixels_NSSC: np.ndarray) -> Prepared:
+def _tidy(folder: Path) -> None:
+    """Remove what was not read for longest, down to `MOST_KEPT`."""
+    total = 0
+    for file in sorted(folder.glob("*.npy"), key=lambda file: -file.stat().st_mtime):
+        total += file.stat().st_size
+        if total > MOST_KEPT:
+            file.unlink(missing_ok=True)
+            file.with_suffix(".json").unlink(missing_ok=True)
+
+
+def _decode(pictures: Rows, fit: Fit, animated: Animated, pixels_NSSC: np.ndarray | None) -> Prepared:
     found, odd = Prepared(pixels_NSSC), Counter[str]()
 
-    def one(picture: dict[str, Any]) -> tuple[np.ndarray, tuple[str, ...]] | ImageProblem:
+    def one(picture: dict[str, Any]) -> tuple[np.ndarray | None, tuple[str, ...]] | ImageProblem:
         try:
             seen = look(source(picture), animated)
-            return fit(seen.pixels_HWC), seen.oddities
+            return None if pixels_NSSC is None else fit(seen.pixels_HWC), seen.oddities
         except ImageProblem as problem:
             return problem
 
@@ -114,20 +143,26 @@ def _decode(pictures: Rows, fit: Fit, animated: Animated, pixels_NSSC: np.ndarra
                 if isinstance(result, ImageProblem):
                     found.problems[place] = result
                     continue
-                pixels_NSSC[place] = result[0]
+                if pixels_NSSC is not None:
+                    pixels_NSSC[place] = result[0]
                 odd.update(result[1])
     found.oddities = dict(odd)
     return found
 
 
 def _read(place: Path, shape: tuple[int, ...]) -> Prepared | None:
+    """What was kept, with pixels where there are any."""
+    pixels_NSSC, pixels = None, place.with_suffix(".npy")
     try:
-        pixels_NSSC = np.load(place.with_suffix(".npy"), mmap_mode="r")
         about = json.loads(place.with_suffix(".json").read_text())
         problems = {int(i): ImageProblem(*told) for i, told in about["problems"].items()}
+        if pixels.is_file():
+            pixels_NSSC = np.load(pixels, mmap_mode="r")
+            os.utime(pixels)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, KeyError, TypeError) as error:
         LOG.warning("%s is damaged and is made anew: %s", place, error)
         return None
-    return Prepared(pixels_NSSC, problems, about["oddities"]) if pixels_NSSC.shape == shape else None
+    fits = pixels_NSSC is None or pixels_NSSC.shape == shape
+    return Prepared(pixels_NSSC, problems, about["oddities"]) if fits else None

@@ -62,7 +62,8 @@ def describe(
         Beside it contact sheets, PNG by what they show: classes, doubtful labels, copies across splits.
     """
     seen, problems, notes = _look_at_all(splits, labels, animated)
-    pairs = likeness.near([one.about for one in seen])
+    names = list(splits)
+    pairs = likeness.closest([one.about for one in seen], [names.index(one.split) for one in seen])
     doubts = _doubts(seen)
     counts = {
         split: Counter(label for cell in rows["label"] for label in labels(cell)) for split, rows in splits.items()
@@ -82,7 +83,7 @@ def describe(
             for t in duplicates
             if t["against"] == "train" != t["split"] and t["equal"] + t["near"]
         ],
-        "conflicts": _conflicts(seen, pairs),
+        "conflicts": _conflicts(seen),
         "suspects": {"rows": len(doubts), "examples": [_doubt(seen, one) for one in doubts[:SHOWN]]},
         "notes": notes,
     }
@@ -149,16 +150,11 @@ def _split(rows: Rows, counts: Counter[str], seen: list[_Seen], split: str) -> d
 
 def _tables(splits: dict[str, Rows], seen: list[_Seen], pairs: list[likeness.Pair]) -> list[dict[str, Any]]:
     """For each split against those before it and itself: its pictures with an earlier equal or near one there."""
-    best: dict[tuple[int, str], likeness.Pair] = {}
-    for pair in pairs:
-        key = (pair.second, seen[pair.first].split)
-        if key not in best or pair.similarity > best[key].similarity:
-            best[key] = pair
     found = []
     names = list(splits)
     for at, split in enumerate(names):
         for against in [*names[:at], split]:
-            chosen = [p for (second, other), p in best.items() if seen[second].split == split and other == against]
+            chosen = [p for p in pairs if seen[p.second].split == split and seen[p.first].split == against]
             chosen.sort(key=lambda p: (-p.similarity, p.second))
             equal = [p for p in chosen if p.similarity == 1]
             shown = equal[:EXAMPLES] + chosen[len(equal) : len(equal) + EXAMPLES]
@@ -183,12 +179,11 @@ def _tables(splits: dict[str, Rows], seen: list[_Seen], pairs: list[likeness.Pai
     return found
 
 
-def _conflicts(seen: list[_Seen], pairs: list[likeness.Pair]) -> dict[str, Any]:
-    groups: dict[int, set[int]] = defaultdict(set)
-    for pair in pairs:
-        if pair.similarity == 1:
-            groups[seen[pair.first].about.digest] |= {pair.first, pair.second}
-    torn = [sorted(group) for group in groups.values() if len({seen[i].labels for i in group}) > 1]
+def _conflicts(seen: list[_Seen]) -> dict[str, Any]:
+    groups: dict[int, list[int]] = defaultdict(list)
+    for place, one in enumerate(seen):
+        groups[one.about.digest].append(place)
+    torn = [group for group in groups.values() if len({seen[i].labels for i in group}) > 1]
     examples = [
         {
             "text": seen[group[0]].name,

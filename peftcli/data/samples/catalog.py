@@ -155,7 +155,7 @@ SAMPLES = (
         members=("elpv_dataset/data/images/*.png", "elpv_dataset/data/labels.csv", "*/LICENSE.md"),
         convert="peftcli.data.samples.images:elpv",
         licence="CC-BY-NC-SA-4.0 (no commercial use)",
-        about="Solar-cell defects, 2,624 gray 300x300 photographs: image, label, probability, cell; our 80/20 cut",
+        about="2,624 solar cells, good or bad, gray 300x300: image, label, probability, cell, module; our 70/10/20 cut",
     ),
     Sample(
         name="digits",

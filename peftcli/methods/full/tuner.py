@@ -31,6 +31,7 @@ class Method(contract.Method):
         super().__init__(settings)
         if not 0.0 <= settings.head_first < 1.0:
             raise UserError(Mistake(f"method.head_first={settings.head_first} is not in [0, 1)"))
+        self._family = Family("unknown", ())
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> nn.Module:
         """See the contract. The weights become float32, one after another, so that small steps are not rounded away.
@@ -39,10 +40,11 @@ class Method(contract.Method):
             UserError: `head_first` where the head is no tensor of its own.
         """
         self._check_head(model)
+        self._family = family
         for parameter in model.parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.float()
-                parameter.requires_grad_(True)
+        self._train_all(model)
         return model
 
     def stages(self, total_steps: int) -> list[Stage]:
@@ -50,7 +52,11 @@ class Method(contract.Method):
         first = round(self.settings.head_first * total_steps)
         if first == 0:
             return [Stage("train", total_steps)]
-        return [Stage("head", first, _train_head), Stage("all", total_steps - first, _train_all)]
+        return [Stage("head", first, _train_head), Stage("all", total_steps - first, self._train_all)]
+
+    def _train_all(self, model: nn.Module) -> None:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(parameter.is_floating_point() and self._family.learns(name))
 
     def _check_head(self, model: Any) -> None:
         if self.settings.head_first == 0 or has_head(model):
@@ -74,7 +80,3 @@ def _head(model: Any) -> Any:
 def _train_head(model: nn.Module) -> None:
     model.requires_grad_(False)
     _head(model).requires_grad_(True)
-
-
-def _train_all(model: nn.Module) -> None:
-    model.requires_grad_(True)

@@ -41,18 +41,30 @@ def compact(model: Any, adapter: str = "default") -> None:
 @torch.no_grad()
 def shrink(layer: SparseAdapterLayer, adapter: str) -> None:
     """One module; where nothing is left of it, the adapter leaves the layer."""
-    D_RI, U_ER, c_E = layer.effective(adapter)
+    D_RI, b_R, U_ER, c_E = layer.effective(adapter)
     reads_R, writes_R = D_RI.ne(0).any(1), U_ER.ne(0).any(0)
-    b_R = layer.tensor("down_bias", adapter)
     if c_E is not None and b_R is not None:
         constant_R = ACTIVATIONS[layer.configs[adapter].activation](b_R) * (writes_R & ~reads_R)
         c_E = c_E + U_ER @ constant_R
         layer.sparse_up_bias[adapter].copy_(c_E)
-    keep = (reads_R & writes_R).nonzero().flatten().tolist()
-    if not keep and (c_E is None or not c_E.any()):
+    keep = (reads_R & writes_R).nonzero().flatten()
+    if len(keep) and (index := layer.live("index", adapter)) is not None:
+        keep = index[keep]
+    if not len(keep) and (c_E is None or not c_E.any()):
         layer.remove(adapter)
-    elif len(keep) < len(reads_R):
-        layer.resize(adapter, keep)
+    elif len(keep) < len(layer.units[adapter]):
+        layer.resize(adapter, keep.tolist())
+        if not len(keep):
+            layer.revive(adapter)  # the bias is all there is, and no mask of units speaks for it
+
+
+@torch.no_grad()
+def fold_gates(model: Any, adapter: str) -> None:
+    """Bring the gates into U, for good: training is over, and a product less is computed and saved."""
+    for _, layer in layers(model, adapter):
+        if adapter in layer.sparse_gate:
+            layer.sparse_up[adapter].mul_(layer.sparse_gate.pop(adapter))
+    model.peft_config[adapter].gate = False
 
 
 def note(model: Any, adapter: str) -> None:
@@ -73,7 +85,7 @@ def unwrap(model: Any) -> None:
 
 def survivors(layer: SparseAdapterLayer, adapter: str) -> tuple[int, int]:
     """Units that a module has, and non-zero numbers among its D and U with what is pruned left out."""
-    D_RI, U_ER, _ = layer.effective(adapter)
+    D_RI, _, U_ER, _ = layer.effective(adapter)
     return int((D_RI.ne(0).any(1) & U_ER.ne(0).any(0)).sum()), int(D_RI.count_nonzero() + U_ER.count_nonzero())
 
 
@@ -85,8 +97,6 @@ def size_of(model: Any, adapter: str) -> int:
 def fix(layer: SparseAdapterLayer, adapter: str) -> None:
     """Let the weights that are zero now stay zero, whatever is trained; the others are live."""
     live = {kind: layer.of(kind)[adapter].detach().ne(0) for kind in ("down", "up")}
-    for kind in ("units", "down", "up"):
-        if adapter in layer.of(f"live_{kind}"):
-            del layer.of(f"live_{kind}")[adapter]
+    layer.revive(adapter)
     if not all(bool(mask.all()) for mask in live.values()):
         layer.prune(adapter, live)

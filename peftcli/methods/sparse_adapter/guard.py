@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from peftcli.methods.sparse_adapter import compaction
+from peftcli.methods.sparse_adapter.layer import LIVE
 
-LIVE = ("units", "down", "up")
+Z_95 = 1.96
 
 
 class Guard:
@@ -38,12 +40,12 @@ class Guard:
             self._copy = {f"trained/{n}": p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
             self._copy |= {key: mask.clone() for key, mask in live(model, self.adapter).items()}
 
-    def loses(self, value: float) -> float | None:
-        """By how much a measurement is worse than before pruning, where that is too much."""
+    def loses(self, value: float, rows: int = 0) -> float | None:
+        """By how much a measurement on so many rows is worse than before pruning, where that is too much."""
         if self.allowed is None or self.reference is None or self.held:
             return None
         loss = self.reference - value
-        return loss if loss > self.allowed else None
+        return loss if loss > max(self.allowed, chance(self.reference, rows)) else None
 
     @torch.no_grad()
     def step_back(self, model: Any) -> None:
@@ -70,6 +72,18 @@ class Guard:
         self._copy = {key: tensor.to(device, copy=True) for key, tensor in kept.items()}
 
 
+def chance(share: float, rows: int) -> float:
+    """How far off a share of rows may be, half its 95 % interval (Agresti and Coull, 1998); 0 of what is no share.
+
+    AUROC counts as one. Two measurements on the same rows differ by less, so what exceeds this is no accident.
+    """
+    if not rows or not 0 <= share <= 1:
+        return 0.0
+    drawn = rows + Z_95**2
+    centre = (share * rows + Z_95**2 / 2) / drawn
+    return Z_95 * math.sqrt(centre * (1 - centre) / drawn)
+
+
 def live(model: Any, adapter: str) -> dict[str, Tensor]:
     """Every module's masks, as `live/<kind>/<module>`; none before the first pruning."""
     return {
@@ -83,9 +97,7 @@ def live(model: Any, adapter: str) -> dict[str, Tensor]:
 def put_live(model: Any, adapter: str, masks: dict[str, Tensor]) -> None:
     """Give every module the masks that `live` gave, and no others."""
     for name, layer in compaction.layers(model, adapter):
-        for kind in LIVE:
-            if adapter in layer.of(f"live_{kind}"):
-                del layer.of(f"live_{kind}")[adapter]
+        layer.revive(adapter)
         found = {kind: masks[key] for kind in LIVE if (key := f"live/{kind}/{name}") in masks}
         if found:
             layer.prune(adapter, found)

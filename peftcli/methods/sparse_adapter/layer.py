@@ -23,7 +23,12 @@ from torch.nn import functional
 from peftcli.methods.sparse_adapter import places
 from peftcli.methods.sparse_adapter.config import SparseAdapterConfig
 
+LIVE = ("units", "down", "up")
+"""What pruning says of a module: which units, or which weights, are left."""
+LANES = 8
+"""Units are computed with in multiples of this."""
 KINDS = ("down", "up", "down_bias", "up_bias", "gate", "norm_weight", "norm_bias")
+COMPUTED = ("down", "down_bias", "up", "up_bias", "gate")
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
     "relu": functional.relu,
@@ -42,7 +47,9 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
     """
 
     adapter_layer_names = tuple(f"sparse_{kind}" for kind in KINDS)
-    other_param_names = ("sparse_live_units", "sparse_live_down", "sparse_live_up", "units", "configs", "dropout")
+    other_param_names = (
+        "sparse_live_units", "sparse_live_down", "sparse_live_up", "sparse_live_index", "units", "configs",
+    )  # fmt: skip
     cast_input_dtype_enabled = True
 
     def __init__(self, base_layer: Any):
@@ -60,9 +67,10 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         self.sparse_live_units: Any = BufferDict()
         self.sparse_live_down: Any = BufferDict()
         self.sparse_live_up: Any = BufferDict()
+        self.sparse_live_index: Any = BufferDict()
+        """Units to compute with, which follow from `sparse_live_units`."""
         self.units: dict[str, list[int]] = {}
         self.configs: dict[str, SparseAdapterConfig] = {}
-        self.dropout: Any = nn.ModuleDict()
         self.merged_adapters: list[str] = []
         self._own: dict[str, Tensor] = {}
 
@@ -77,7 +85,6 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         found = self.geometry
         self.units[adapter] = list(range(config.r)) if units is None else list(units)
         self.configs[adapter] = config
-        self.dropout[adapter] = nn.Dropout(config.dropout)
         R, E = len(self.units[adapter]), found.outputs
         reads = found.inputs if config.placement == "parallel" else E
         tensors = {"down": self._filled(0, R, reads), "up": self._filled(0, E, R)}
@@ -104,10 +111,8 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
 
     def tensor(self, kind: str, adapter: str) -> Any:
         """A tensor of the adapter's, or None where it has none of that kind."""
-        found = self.of(kind)
-        if adapter not in found:  # neither dictionary has all of a dictionary's methods
-            return None
-        return found[adapter]
+        held: Any = self._modules[f"sparse_{kind}"]  # past both dictionaries' slow access: each forward pass comes here
+        return held._parameters.get(adapter, held._buffers.get(adapter))
 
     def tensors(self, adapter: str) -> dict[str, nn.Parameter]:
         """The adapter's tensors by kind."""
@@ -122,50 +127,58 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         if self.disable_adapters and self.merged:
             self.unmerge()
         output = self.base_layer(*args, **kwargs)
-        active = [name for name in self.active_adapters if name in self.sparse_down]
+        active = [name for name in self.active_adapters if name in self.units]
         if self.disable_adapters or self.merged or not active:
             return output
         h = output[0] if isinstance(output, tuple) else output
         for name in active:
             parallel = self.configs[name].placement == "parallel"
-            x = (args[0] if args else kwargs["hidden_states"]) if parallel else h
-            h = h + self._change(name, x).to(h.dtype)
+            change = self._change(name, (args[0] if args else kwargs["hidden_states"]) if parallel else h).to(h.dtype)
+            h = change.add_(h.reshape(change.shape)).view(h.shape)
         return (h, *output[1:]) if isinstance(output, tuple) else h
 
     def _change(self, adapter: str, x: Tensor) -> Tensor:
-        """U (gate * f(D n(x) + b)) + c."""
+        """U (gate * f(D n(x) + b)) + c in a tensor of its own, no view, so that h can be added in place: [B, E, H, W],
+        or [N, E] of N tokens in all rows."""
         config, stride = self.configs[adapter], self.geometry.stride
-        D_RI, U_ER, c_E = self.effective(adapter)
-        x = self._cast_input_dtype(x, D_RI.dtype)
+        D_RI, b_R, U_ER, c_E = self.effective(adapter)
+        if not torch.is_autocast_enabled(x.device.type):  # autocast would cast it once more
+            x = self._cast_input_dtype(x, D_RI.dtype)
         if config.norm:
             x = _normalise(x, self.sparse_norm_weight[adapter], self.sparse_norm_bias[adapter], stride is not None)
-        b_R = self.tensor("down_bias", adapter)
+        share = config.dropout if self.training else 0.0
         if stride is None:
-            z = self.dropout[adapter](ACTIVATIONS[config.activation](functional.linear(x, D_RI, b_R)))
-            return functional.linear(z, U_ER, c_E)
+            z_NR = ACTIVATIONS[config.activation](functional.linear(x.reshape(-1, x.shape[-1]), D_RI, b_R))
+            return functional.linear(_drop(z_NR, share, x.shape[0]), U_ER, c_E)
+        if not len(D_RI):  # a bias is left; convolutions have at least one channel
+            D_RI, b_R, U_ER = D_RI.new_zeros(1, x.shape[1]), None, U_ER.new_zeros(len(U_ER), 1)
         step = stride if config.placement == "parallel" else 1
-        z = functional.conv2d(x, D_RI[:, :, None, None], b_R, stride=step)
-        z = self.dropout[adapter](ACTIVATIONS[config.activation](z))
-        return functional.conv2d(z, U_ER[:, :, None, None], c_E)
+        z = ACTIVATIONS[config.activation](functional.conv2d(x, D_RI[:, :, None, None], b_R, stride=step))
+        return functional.conv2d(_drop(z, share), U_ER[:, :, None, None], c_E)
 
-    def effective(self, adapter: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """D [R, I], U with the gates in it [E, R], and c [E], without what is pruned."""
-        D_RI, U_ER, c_E = self.sparse_down[adapter], self.sparse_up[adapter], self.tensor("up_bias", adapter)
-        gate_R, units_R = self.tensor("gate", adapter), self.live("units", adapter)
-        alive = [live for kind in ("units", "down", "up") if (live := self.live(kind, adapter)) is not None]
-        if units_R is not None:
-            gate_R = units_R.to(U_ER.dtype) if gate_R is None else gate_R * units_R
+    def effective(self, adapter: str) -> tuple[Tensor, Tensor | None, Tensor, Tensor | None]:
+        """D [R, I], b [R], U with the gates in it [E, R] and c [E], without what is pruned: of the live units, perhaps
+        with a few that are zero, or all zero where none is live."""
+        D_RI, b_R, U_ER, c_E, gate_R = (self.tensor(kind, adapter) for kind in COMPUTED)
+        alive: bool | Tensor = True
+        if (index := self.live("index", adapter)) is not None:
+            alive = len(index) > 0
+            if alive:  # else all of it is zero already
+                D_RI, U_ER = D_RI.index_select(0, index), U_ER.index_select(1, index)
+                b_R, gate_R = (None if one is None else one.index_select(0, index) for one in (b_R, gate_R))
         if (down_RI := self.live("down", adapter)) is not None:
-            D_RI, U_ER = D_RI * down_RI, U_ER * self.live("up", adapter)
-        if alive and c_E is not None:
-            c_E = c_E * torch.stack([live.any() for live in alive]).any()  # what has no unit left is gone as a whole
-        return D_RI, U_ER if gate_R is None else U_ER * gate_R, c_E
+            up_ER = self.sparse_live_up[adapter]
+            D_RI, U_ER, alive = D_RI * down_RI, U_ER * up_ER, down_RI.any() | up_ER.any()
+        if alive is not True and c_E is not None:
+            c_E = c_E * alive  # what has no unit left is gone as a whole
+        return D_RI, b_R, U_ER if gate_R is None else U_ER * gate_R, c_E
 
     @torch.no_grad()
     def prune(self, adapter: str, live: dict[str, Tensor]) -> None:
         """Leave only these units [R] (`units`) or weights (`down` [R, I] and `up` [E, R]); the others become zero."""
         for kind, mask in live.items():
             self.of(f"live_{kind}")[adapter] = mask.to(self.sparse_down[adapter].device)
+        self._index(adapter)
         tensors = self.tensors(adapter)
         for kind, mask in self.masks(adapter).items():
             if kind in tensors:
@@ -194,7 +207,22 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
         for kind, axis in (("live_units", 0), ("live_down", 0), ("live_up", 1)):
             if adapter in self.of(kind):
                 self.of(kind)[adapter] = self.of(kind)[adapter].index_select(axis, index)
+        self._index(adapter)
         self.units[adapter] = [self.units[adapter][place] for place in keep]
+
+    def revive(self, adapter: str) -> None:
+        """Forget what was pruned: all that there is is live."""
+        for kind in (*LIVE, "index"):
+            if adapter in self.of(f"live_{kind}"):
+                del self.of(f"live_{kind}")[adapter]
+
+    def _index(self, adapter: str) -> None:
+        if (units_R := self.live("units", adapter)) is None:
+            return
+        live = units_R.nonzero().flatten()
+        # Filled up with pruned units, which are zero: each new size has to be planned by the CPU's kernels anew.
+        fill = (~units_R).nonzero().flatten()[: -len(live) % LANES]
+        self.sparse_live_index[adapter] = torch.cat([live, fill]).sort().values if len(live) else live
 
     def remove(self, adapter: str) -> None:
         """Take the adapter out of this layer alone, and leave it active elsewhere."""
@@ -214,7 +242,7 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
             if adapter not in self.sparse_down:
                 continue
             self._check_folds(adapter)
-            D_RI, U_ER, _ = self.effective(adapter)
+            D_RI, _, U_ER, _ = self.effective(adapter)
             merged = {}
             for name, tensor in self.base_layer.named_parameters():
                 flat = tensor.to(D_RI.dtype).flatten(1) if tensor.ndim > 1 else tensor.to(D_RI.dtype)
@@ -233,6 +261,8 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
             raise NotImplementedError("a nonlinear module has no place in the base's weights; its file is compact")
         if config.placement == "parallel" or not isinstance(self.base_layer, nn.Linear | nn.Conv2d):
             raise NotImplementedError("only a linear module right after a linear layer or convolution folds into it")
+        if getattr(self.base_layer, "groups", 1) > 1:
+            raise NotImplementedError("a convolution in groups has no weights between them, which the module needs")
 
     def unmerge(self) -> None:
         """Give the layer its own tensors back, bit for bit."""
@@ -245,6 +275,17 @@ class SparseAdapterLayer(nn.Module, BaseTunerLayer):
 
     def __repr__(self) -> str:
         return f"sparse_adapter.{super().__repr__()}"
+
+
+def _drop(z: Tensor, share: float, rows: int = 0) -> Tensor:
+    """Drop this share of the units, each for a row as a whole: the mask is small, and drawing it costs nothing."""
+    R = z.shape[1]
+    if not share or not R:
+        return z
+    kept_BR = z.new_empty(rows or len(z), R).bernoulli_(1 - share).div_(1 - share)
+    if rows:
+        return (z.view(rows, -1, R) * kept_BR[:, None]).view(-1, R)
+    return z * kept_BR[:, :, None, None]
 
 
 def _normalise(x: Tensor, weight_I: Tensor, bias_I: Tensor, channels_second: bool) -> Tensor:

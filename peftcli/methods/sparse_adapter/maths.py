@@ -24,7 +24,7 @@ DECAY = 0.9
 
 def soft(x: Tensor, threshold: Tensor | float) -> Tensor:
     """The proximal step of threshold * |x|: x moved towards zero by the threshold, and exactly zero within it."""
-    return x.sign() * (x.abs() - threshold).clamp_min(0)
+    return x - torch.clamp(x, -threshold, threshold)  # type: ignore[arg-type]  # both numbers or both tensors
 
 
 def adam_threshold(rate: float, strength: float, squares: Tensor, step: float, beta2: float, eps: float) -> Tensor:
@@ -41,7 +41,8 @@ def adam_threshold(rate: float, strength: float, squares: Tensor, step: float, b
         beta2: Of Adam.
         eps: Of Adam.
     """
-    return rate * (strength / ((squares / (1 - beta2**step)).sqrt() + eps)).clamp_max(1)
+    metric = squares.sqrt().mul_((1 - beta2**step) ** -0.5).add_(eps)
+    return metric.reciprocal_().mul_(strength).clamp_max_(1).mul_(rate)
 
 
 def unit_factors(D_RI: Tensor, U_ER: Tensor, gate_R: Tensor | None, size: float) -> Tensor:

@@ -66,7 +66,29 @@ def resolve(
                 )
             )
         geometry(model.get_submodule(name))
+        if placement == "parallel":
+            _check_beside(name, model.get_submodule(name))
     return _last(names, family, last_blocks)
+
+
+def _check_beside(name: str, module: nn.Module) -> None:
+    """Raises UserError where strides alone do not give what a part of a ResNet puts out."""
+    path = getattr(module, "layer", module)
+    inside = list(path.modules())
+    wide = [m for m in inside if isinstance(m, nn.Conv2d) and not _keeps_size(m)]
+    pools = [m for m in inside if isinstance(m, nn.MaxPool2d | nn.AvgPool2d)]
+    blocks = [m for m in inside[1:] if hasattr(m, "layer")]
+    if odd := [*wide, *pools, *blocks]:
+        what = f"no module can stand beside {name}: there is a {type(odd[0]).__name__} in it, and sizes would differ"
+        raise UserError(
+            Mistake(what, "method.placement", hint="add method.placement=sequential, or name other targets")
+        )
+
+
+def _keeps_size(convolution: nn.Conv2d) -> bool:
+    """Whether its output has as many pixels as its input, but for the stride."""
+    reach = [step * (size - 1) for step, size in zip(convolution.dilation, convolution.kernel_size, strict=True)]
+    return convolution.padding == "same" or list(convolution.padding) == [r // 2 for r in reach]
 
 
 def usual(family: Family) -> list[str]:

@@ -32,7 +32,7 @@ class Settings:
     norm: bool = False
     """Normalise what a module reads (LayerNorm over its channels)."""
     dropout: float = 0.1
-    """Share of a module's units that is dropped in a training step."""
+    """Share of a module's units that is dropped in a training step, drawn for each row."""
     structure: Literal["unit", "weight"] = "unit"
     """What is pruned: whole units, so that the modules become smaller, or single weights, which saves storage only."""
     sparsity: float | Literal["auto"] = "auto"
@@ -45,7 +45,7 @@ class Settings:
     importance: Literal["first_order", "magnitude", "fisher"] = "first_order"
     """What ranks them: running means of |weight x gradient| or of the squared gradient, or |weight| as a
     share of its matrix's mean."""
-    l1: float = 1e-4
+    l1: float = 1e-5
     """Strength of the L1 penalty in the third stage, applied by proximal steps."""
     group: float = 1e-3
     """Strength of the group penalty on whole units in the third stage, applied by proximal steps."""
@@ -59,7 +59,8 @@ class Settings:
     """Fourth stage: what survived, without a penalty, at a third of the rate. The third stage, which prunes, has the
     steps that are left."""
     guard: float | None = 0.05
-    """Largest loss of the validation metric that pruning may cost; beyond it, sparsity goes back to where it was at the
-    last measurement that was good enough. Null prunes whatever it costs."""
+    """Largest loss of the validation metric that pruning may cost, or half the 95 % interval of a share of the split's
+    rows where that is more; beyond it, sparsity goes back to where it was at the last measurement that was good enough.
+    Null prunes whatever it costs."""
     save_dtype: Literal["float32", "bfloat16", "float16"] = "float32"
     """Type of the saved numbers."""

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from peftcli.methods.sparse_adapter import compaction
+from peftcli.methods.sparse_adapter.layer import SparseAdapterLayer
 
 
 @dataclass(frozen=True)
@@ -27,11 +28,6 @@ class Count:
     weights: int
     all_weights: int
 
-    def sparsity(self, structure: str) -> float:
-        """The share that is zero."""
-        left, whole = (self.units, self.all_units) if structure == "unit" else (self.weights, self.all_weights)
-        return 1 - left / max(1, whole)
-
 
 def count(model: Any, adapter: str) -> Count:
     """What an adapter's modules have now."""
@@ -43,6 +39,17 @@ def count(model: Any, adapter: str) -> Count:
         sum(weights for _, _, weights in found),
         sum(layer.sparse_down[adapter].numel() + layer.sparse_up[adapter].numel() for layer, _, _ in found),
     )
+
+
+def sparsity(layers: Iterable[SparseAdapterLayer], adapter: str, structure: str) -> float:
+    """The share of an adapter's units or weights that is zero."""
+    left = held = 0
+    for layer in layers:
+        units, weights = compaction.survivors(layer, adapter)
+        left += units if structure == "unit" else weights
+        matrices = (layer.sparse_down[adapter], layer.sparse_up[adapter])
+        held += len(layer.units[adapter]) if structure == "unit" else sum(m.numel() for m in matrices)
+    return 1 - left / max(1, held)
 
 
 def sentence(model: Any, adapter: str, before: Count, names: Sequence[str], r: int) -> str:

@@ -15,11 +15,11 @@ from peftcli.methods import contract
 from peftcli.methods.contract import Calibration, Stage
 from peftcli.methods.injection import inject
 from peftcli.methods.peft_types import PeftRow, register
-from peftcli.methods.sparse_adapter import compaction, maths, places, survival
+from peftcli.methods.sparse_adapter import compaction, forms, maths, places, survival
 from peftcli.methods.sparse_adapter.config import NAME, SparseAdapterConfig
 from peftcli.methods.sparse_adapter.guard import Guard, live, put_live
 from peftcli.methods.sparse_adapter.model import SparseAdapterModel
-from peftcli.methods.sparse_adapter.pruning import SCORED, Pruning
+from peftcli.methods.sparse_adapter.pruning import SCORED, Part, Pruning, parts
 from peftcli.methods.sparse_adapter.settings import Settings
 from peftcli.models.family import Family
 
@@ -150,10 +150,11 @@ class Method(contract.Method):
     def _settle(self, model: Any) -> None:
         """Come to the budget where the stage ended early, make the modules small, and let zeros stay zero."""
         if self.sparsity > 0:
-            self._prune(model, self._guard.level if self._guard.held else self.sparsity, None)
+            level = self._guard.level if self._guard.held else self.sparsity
+            self._prune(parts(model, ADAPTER), level, None)
         before = survival.count(model, ADAPTER)
         for _, layer in list(compaction.layers(model, ADAPTER)):
-            if not layer.effective(ADAPTER)[1].any():  # what is left of it is a bias that nothing was to keep
+            if not layer.effective(ADAPTER)[2].any():  # what is left of it is a bias that nothing was to keep
                 layer.remove(ADAPTER)
         compaction.compact(model, ADAPTER)
         for _, layer in compaction.layers(model, ADAPTER):
@@ -167,6 +168,8 @@ class Method(contract.Method):
                     f"method.group ({self.settings.group:g}); for the head alone there is method=linear_probe",
                 )
             )
+        if self.settings.guard is not None and self.sparsity > 0 and self._guard.reference is None:
+            self.notes.append("method.guard had nothing to go by: validation was not measured before pruning began")
         self.notes.append(survival.sentence(model, ADAPTER, before, self._names, self.settings.r * self.settings.wide))
 
     def _settled(self, model: Any) -> None:
@@ -187,19 +190,20 @@ class Method(contract.Method):
         """Look at every step that it takes, before and after."""
         for hook in self._hooks:
             hook.remove()
-        before = optimiser.register_step_pre_hook(lambda *_: self._before(model, optimiser))
-        after = optimiser.register_step_post_hook(lambda *_: self._after(model, optimiser))
+        found = parts(model, ADAPTER)
+        before = optimiser.register_step_pre_hook(lambda *_: self._before(found, optimiser))
+        after = optimiser.register_step_post_hook(lambda *_: self._after(found, optimiser))
         self._hooks = [before, after]
 
-    def _before(self, model: Any, optimiser: torch.optim.Optimizer) -> None:
+    def _before(self, found: list[Part], optimiser: torch.optim.Optimizer) -> None:
         if _overflowed(optimiser):
             return
         if self._stage == "sparsify" and self.sparsity > 0:
-            self._pruning.watch(model)
+            self._pruning.watch(found)
         if self._stage == "few" and self.settings.chosen is not None:
-            self._pruning.watch_modules(model)
+            self._pruning.watch_modules(found)
 
-    def _after(self, model: Any, optimiser: torch.optim.Optimizer) -> None:
+    def _after(self, found: list[Part], optimiser: torch.optim.Optimizer) -> None:
         if _overflowed(optimiser):
             return
         self._step += 1
@@ -207,21 +211,21 @@ class Method(contract.Method):
         if self._stage != "sparsify" or self._guard.held:
             return
         if self.settings.l1 or self.settings.group:
-            self._pruning.proximal(model, optimiser, self.settings.l1, self.settings.group)
+            self._pruning.proximal(found, optimiser, self.settings.l1, self.settings.group)
         last, every = max(1, round(PRUNED_UNTIL * self._steps)), max(1, round(self._total / 100))
         if self.sparsity > 0 and self._step <= last and (self._step % every == 0 or self._step == last):
-            self._prune(model, maths.cubic(self._step, last, 0.0, self.sparsity), optimiser)
+            self._prune(found, maths.cubic(self._step, last, 0.0, self.sparsity), optimiser)
 
-    def _prune(self, model: Any, sparsity: float, optimiser: torch.optim.Optimizer | None) -> None:
-        self._pruning.prune(model, sparsity, self.settings.floor, optimiser)
-        self._mark(model, sparsity)
+    def _prune(self, found: list[Part], sparsity: float, optimiser: torch.optim.Optimizer | None) -> None:
+        self._pruning.prune(found, sparsity, self.settings.floor, optimiser)
+        self._mark(found, sparsity)
 
-    def _mark(self, model: Any, sparsity: float) -> None:
+    def _mark(self, found: list[Part], sparsity: float) -> None:
         self._now = sparsity
-        zeros = survival.count(model, ADAPTER).sparsity(self.settings.structure)
+        zeros = survival.sparsity([part.layer for part in found], ADAPTER, self.settings.structure)
         self._path.append((float(self._seen), sparsity, zeros))
 
-    def measured(self, model: nn.Module, value: float, higher_is_better: bool) -> None:
+    def measured(self, model: nn.Module, value: float, higher_is_better: bool, rows: int = 0) -> None:
         """Take pruning back where it costs too much."""
         value = value if higher_is_better else -value
         guard = self._guard
@@ -229,7 +233,7 @@ class Method(contract.Method):
             guard.reference = value
         if self._stage != "sparsify" or guard.held:
             return
-        if (loss := guard.loses(value)) is None:
+        if (loss := guard.loses(value, rows)) is None:
             guard.remember(model, self._now)
             return
         guard.step_back(model)
@@ -237,7 +241,7 @@ class Method(contract.Method):
             f"at {self._now:.0%} sparsity the validation metric was worse by {loss:.3g} than before pruning "
             f"(method.guard={self.settings.guard:g}): back to {guard.level:.0%}, where it stays"
         )
-        self._mark(model, guard.level)
+        self._mark(parts(model, ADAPTER), guard.level)
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """Units and masks of every module, scores, the guard's copy, the place in the stage."""
@@ -273,11 +277,17 @@ class Method(contract.Method):
         if next(model.parameters()).is_meta:
             for _, layer in compaction.layers(model, ADAPTER) if self.settings.structure == "unit" else ():
                 layer.resize(ADAPTER, list(range(maths.kept(self.sparsity, len(layer.units[ADAPTER])))))
+            compaction.fold_gates(model, ADAPTER)
             return
         if self._stage == "sparsify" and self._step > 0:
             self._settle(model)
         compaction.compact(model, ADAPTER)
+        compaction.fold_gates(model, ADAPTER)
         self._settled(model)
+
+    def forms(self, model: nn.Module) -> list[contract.Form]:
+        """Without modules; with all of their units; with the pruned ones at zero; as they are now."""
+        return forms.of(model, ADAPTER, self._names, self.settings.r * self.settings.wide, self.settings.gate)
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """What each module has left, what that saves, and how sparsity rose."""

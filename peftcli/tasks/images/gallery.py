@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from peftcli.config.errors import Mistake
 from peftcli.data.images import places
@@ -24,23 +25,25 @@ class Gallery(Encoded):
     Attributes:
         pixels_NSSC: The pictures as the model's reader cut them, uint8 [N, S, S, 3], of all rows of the source; None
             where there are too many to keep.
-        place: Position in there of each row.
         pictures: The pictures themselves, as the source has them.
         originals: Give them with the rows even where pixels are kept: training cuts from them.
+        hidden: What the model's frozen beginning makes of each row, in place of pictures, [N, *].
     """
 
     pixels_NSSC: np.ndarray | None = None
-    place: np.ndarray | None = None
     pictures: Rows | None = None
     originals: bool = False
+    hidden: Tensor | None = None
 
     def take(self, indices: Iterable[int]) -> list[dict[str, Any]]:
-        """The rows at these positions, with `pixels` (uint8 [S, S, 3] or None) and, where asked for, `picture`."""
+        """The rows at these positions, with `pixels` (uint8 [S, S, 3] or None) and, where asked for, `picture`; or with
+        `hidden` alone."""
         chosen = list(indices)
         rows = self.rows.take(chosen)
-        assert self.place is not None
+        if self.hidden is not None:
+            return [{**row, "hidden": self.hidden[at]} for row, at in zip(rows, chosen, strict=True)]
         assert self.pictures is not None
-        for row, at in zip(rows, self.place[chosen].tolist(), strict=True):
+        for row, at in zip(rows, chosen if self.kept is None else [self.kept[one] for one in chosen], strict=True):
             row["pixels"] = None if self.pixels_NSSC is None else self.pixels_NSSC[at]
             if self.originals or self.pixels_NSSC is None:
                 row["picture"] = self.pictures[at][places.COLUMN]
@@ -66,7 +69,7 @@ def hang(
     pictures = Rows(rows.table.select([places.COLUMN]))
     return Gallery(
         Rows.from_list([encoded[place] for place in kept]) if kept else Rows.from_list([]), [1] * len(kept), counts,
-        bad, found.pixels_NSSC, np.asarray(kept, np.int64), pictures, originals,
+        bad, kept, found.pixels_NSSC, pictures, originals,
     )  # fmt: skip
 
 

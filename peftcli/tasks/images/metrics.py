@@ -23,7 +23,11 @@ BINS = 15
 
 
 def single_label(
-    log_probabilities_NC: Tensor, targets_N: Tensor, positive: int | None = None, false_alarms: float = FALSE_ALARMS
+    log_probabilities_NC: Tensor,
+    targets_N: Tensor,
+    positive: int | None = None,
+    false_alarms: float = FALSE_ALARMS,
+    answers_N: Tensor | None = None,
 ) -> dict[str, float]:
     """`SINGLE` of a task with one label a row.
 
@@ -33,6 +37,7 @@ def single_label(
         positive: The class that is looked for, such as a defect: AUROC, average precision and recall are about it.
             None takes the mean over the classes, each against all others.
         false_alarms: Share of the other rows that may be taken for the class in `recall_at_false_alarms`.
+        answers_N: The classes that were answered, int64 [N]; None takes the likeliest.
 
     Returns:
         Shares 0 to 1, and `loss` in nats. `auroc`, `average_precision` and `recall_at_false_alarms` are missing where
@@ -42,14 +47,18 @@ def single_label(
     true_NC = F.one_hot(targets_N, log_NC.shape[1]).bool()
     asked = range(log_NC.shape[1]) if positive is None else [positive]
     confidence_N, guess_N = log_NC.exp().max(1)
+    answered = metrics.classification(log_probabilities_NC, targets_N)
+    if answers_N is not None:
+        said_NC = F.one_hot(answers_N, log_NC.shape[1])
+        answered = {**metrics.classification(said_NC, targets_N), "loss": answered["loss"]}
     return {
-        **metrics.classification(log_probabilities_NC, targets_N),
-        **_ranked({c: (_odds(log_NC, c), true_NC[:, c]) for c in asked}, false_alarms),
+        **answered,
+        **_ranked({c: (odds(log_NC, c), true_NC[:, c]) for c in asked}, false_alarms),
         "calibration_error": calibration_error(confidence_N, guess_N == targets_N),
     }
 
 
-def _odds(log_NC: Tensor, chosen: int) -> Tensor:
+def odds(log_NC: Tensor, chosen: int) -> Tensor:
     """Log-odds of a class against all others [N]."""
     others = [c for c in range(log_NC.shape[1]) if c != chosen]
     return log_NC[:, chosen] - log_NC[:, others].logsumexp(1)

@@ -26,12 +26,16 @@ class Outcome:
         classes: Their names.
         positive: The class to be found; None where none is.
         multilabel: A row may have several, each decided by itself.
+        false_alarms: `task.false_alarms`.
+        threshold: Log-odds of `positive` above which it is the answer; None takes the likelier class.
     """
 
     logits_NK: Tensor
     classes: list[str]
     positive: int | None
     multilabel: bool
+    false_alarms: float = metrics.FALSE_ALARMS
+    threshold: float | None = None
 
     @cached_property
     def chances_NK(self) -> Tensor:
@@ -41,9 +45,11 @@ class Outcome:
     def measure(self, truth: Sequence[Sequence[int]]) -> dict[str, float]:
         """Metrics against the classes that each row has."""
         if self.multilabel:
-            return metrics.multi_label(self.logits_NK, self._targets(truth))
+            return metrics.multi_label(self.logits_NK, self._targets(truth), self.false_alarms)
         targets_N = torch.tensor([row[0] for row in truth])
-        return metrics.single_label(self.logits_NK.log_softmax(1), targets_N, self.positive)
+        log_NK = self.logits_NK.log_softmax(1)
+        answers_N = None if self.threshold is None else torch.tensor([row[0] for row in self.guesses()])
+        return metrics.single_label(log_NK, targets_N, self.positive, self.false_alarms, answers_N)
 
     def _targets(self, truth: Sequence[Sequence[int]]) -> Tensor:
         targets_NK = torch.zeros_like(self.logits_NK)
@@ -52,10 +58,19 @@ class Outcome:
         return targets_NK
 
     def guesses(self) -> list[list[int]]:
-        """Numbers of the classes that each row is said to have: the likeliest, or those likelier than not."""
+        """Numbers of the classes that each row is said to have: the likeliest, or that to be found where its odds are
+        above the threshold, or those likelier than not."""
+        if self.threshold is not None:
+            assert self.positive is not None
+            return [[self.positive if odds > self.threshold else 1 - self.positive] for odds in self.odds().tolist()]
         if not self.multilabel:
             return self.logits_NK.argmax(1, keepdim=True).tolist()
         return [torch.nonzero(logits_K > 0).flatten().tolist() for logits_K in self.logits_NK]
+
+    def odds(self) -> Tensor:
+        """Log-odds of the class to be found, fp64 [N]."""
+        assert self.positive is not None
+        return metrics.odds(self.logits_NK.double().log_softmax(1), self.positive)
 
     def answers(self) -> list[dict[str, Any]]:
         """`predicted`, a label or a list of them, `score` and `probabilities` of each row."""
@@ -63,9 +78,9 @@ class Outcome:
         for guess, chance_K in zip(self.guesses(), self.chances_NK, strict=True):
             score = chance_K.max() if self.positive is None else chance_K[self.positive]
             named = [self.classes[i] for i in guess]
-            shares = dict(zip(self.classes, chance_K.tolist(), strict=True))
+            shares = {label: _short(chance) for label, chance in zip(self.classes, chance_K, strict=True)}
             found.append(
-                {"predicted": named if self.multilabel else named[0], "score": float(score), "probabilities": shares}
+                {"predicted": named if self.multilabel else named[0], "score": _short(score), "probabilities": shares}
             )
         return found
 
@@ -75,7 +90,8 @@ class Outcome:
             right_NK = (self.logits_NK > 0) == self._targets(truth).bool()
             return {"reliability": metrics.reliability(self.logits_NK.abs().sigmoid().flatten(), right_NK.flatten())}
         targets_N, (chance_N, guess_N) = torch.tensor([row[0] for row in truth]), self.chances_NK.max(1)
-        counts = metrics.confusion(guess_N, targets_N, len(self.classes))
+        answered_N = torch.tensor([row[0] for row in self.guesses()])
+        counts = metrics.confusion(answered_N, targets_N, len(self.classes))
         confusion = {"labels": self.classes, "counts": counts}
         return {"confusion": confusion, "reliability": metrics.reliability(chance_N, guess_N == targets_N)}
 
@@ -105,3 +121,8 @@ class Outcome:
 
     def _joined(self, numbers: Sequence[int]) -> str:
         return SEPARATOR.join(self.classes[i] for i in numbers)
+
+
+def _short(chance: Tensor) -> float:
+    """A number of single precision without the digits that it does not have."""
+    return float(f"{chance.item():.7g}")

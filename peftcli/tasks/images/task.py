@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch.nn.functional as F
 from rich.text import Text
 from torch import Tensor, nn
 
-from peftcli.config.errors import CheckFailed, Mistake, UserError, unknown
+from peftcli.config.errors import CheckFailed, Mistake, UserError
 from peftcli.config.schema import ImageConfig, ModelConfig
 from peftcli.data.ahead import ahead
 from peftcli.data.collate import IGNORE, MULTIPLE
@@ -26,7 +27,7 @@ from peftcli.models import image_reader
 from peftcli.models.image_reader import ImageReader
 from peftcli.tasks import labels
 from peftcli.tasks.contract import Encoded, Evaluation, Loss, Quality, Task, check_metric
-from peftcli.tasks.images import metrics
+from peftcli.tasks.images import alarms, metrics
 from peftcli.tasks.images.gallery import hang
 from peftcli.tasks.images.outcome import SEPARATOR, Outcome
 from peftcli.tasks.inference import measuring
@@ -48,8 +49,15 @@ class ImagesTask(Task):
         self.best_metric = check_metric(config.best_metric, metrics.MULTI if config.multilabel else metrics.SINGLE)
         self.higher_is_better = config.best_metric not in metrics.LOWER_IS_BETTER
         self.augment = augment.parse(config.augment)
+        self.repeats = self.augment is None and not config.augment.mixup and not config.augment.cutmix
         self.weights_K: Tensor | None = None
         """Of each class in the loss; None where all weigh the same."""
+        self.alarms: alarms.Alarms | None = None
+        """What is to be found and from which score on; None where nothing is. Known after `fit` and `settle`."""
+
+    def recall(self, lineage: Mapping[str, Any]) -> None:
+        super().recall(lineage)
+        self.alarms = alarms.known(lineage.get("alarms"))
 
     def reader(self, model: ModelConfig) -> ImageReader:
         return image_reader.find(model, self.image_size)
@@ -66,16 +74,16 @@ class ImagesTask(Task):
 
         Raises:
             CheckFailed: `label-mismatch`: fewer than two labels, or one that only other splits have.
-            UserError: `task.positive` is none of the labels, or there are more than two.
+            UserError: `task.positive` is none of the labels, there are more than two, or their names do not tell.
         """
         seen = labels.count(splits.train, self.labels_of)
         self.labels = labels.learn(splits, seen, self.labels_of)
-        positive = self.config.positive
-        if positive is not None and positive not in self.labels:
-            raise UserError(unknown("label", positive, self.labels, "task.positive"))
-        if positive is not None and len(self.labels) > 2:
-            what = f"task.positive={positive} needs two labels, and there are {len(self.labels)}"
-            raise UserError(Mistake(what, "task.positive", hint="remove task.positive, or join the other labels"))
+        positive = alarms.positive(self.config.positive, self.labels)
+        if positive is not None:
+            self.alarms = alarms.Alarms(positive)
+        if positive != self.config.positive:
+            other = next(label for label in self.labels if label != positive)
+            splits.notes.append(f"{positive!r} is taken for the defect, {other!r} not (task.positive={other} if wrong)")
         if self.config.class_weights:
             self.weights_K = self._weigh(seen, len(splits.train))
 
@@ -123,16 +131,37 @@ class ImagesTask(Task):
     ) -> dict[str, Tensor]:
         """`pixel_values`, float32 [B, 3, S, S], and `labels`, float32 [B, K]: the share of each class.
 
-        What is drawn for a picture depends on seed, epoch and row alone; what mixes pictures, on the micro-batch.
+        What is drawn for a picture depends on seed, epoch and row alone. A row with a `partner` is mixed with it in the
+        way drawn for its optimiser step, `step`; `place` tells such rows apart. Rows with `hidden` give those as
+        `pixel_values`.
         """
+        if "hidden" in rows[0]:
+            return {"pixel_values": torch.stack([row["hidden"] for row in rows]), "labels": self._targets(rows)}
+        if draw is not None and "partner" in rows[0]:
+            return self._mixed(rows, tokenizer, draw)
         pixels_BSSC = np.stack([self._pixels(row, tokenizer, draw) for row in rows])
-        pixels_BCSS, targets_BK = tokenizer.normalise(pixels_BSSC), torch.zeros(len(rows), len(self._classes))
+        return {"pixel_values": tokenizer.normalise(pixels_BSSC), "labels": self._targets(rows)}
+
+    def partners(self, batch: list[int], draw: tuple[int, ...]) -> list[int] | None:
+        mixes = self.config.augment.mixup or self.config.augment.cutmix
+        return generator("partners", *draw).permutation(batch).tolist() if mixes else None
+
+    def _mixed(self, rows: list[dict[str, Any]], reader: ImageReader, draw: tuple[int, int]) -> dict[str, Tensor]:
+        others = [row["partner"] for row in rows]
+        once = {row["place"]: row for row in (*rows, *others)}
+        at = {place: number for number, place in enumerate(once)}
+        made_NCSS = reader.normalise(np.stack([self._pixels(row, reader, draw) for row in once.values()]))
+        pixels_BCSS, others_BCSS = (made_NCSS[[at[row["place"]] for row in part]] for part in (rows, others))
+        key = generator("mix", *draw, rows[0]["step"])
+        given = (pixels_BCSS, self._targets(rows), others_BCSS, self._targets(others))
+        pixels_BCSS, targets_BK = augment.mix(*given, self.config.augment, key)
+        return {"pixel_values": pixels_BCSS, "labels": targets_BK}
+
+    def _targets(self, rows: list[dict[str, Any]]) -> Tensor:
+        targets_BK = torch.zeros(len(rows), len(self._classes))
         for target_K, row in zip(targets_BK, rows, strict=True):
             target_K[row.get("labels", [])] = 1.0
-        if draw is not None:
-            key = generator("mix", *draw, *(row["row"] for row in rows))
-            pixels_BCSS, targets_BK = augment.mix(pixels_BCSS, targets_BK, self.config.augment, key)
-        return {"pixel_values": pixels_BCSS, "labels": targets_BK}
+        return targets_BK
 
     def _pixels(self, row: dict[str, Any], reader: ImageReader, draw: tuple[int, int] | None) -> np.ndarray:
         """A row's picture at the model's size, changed at random where `draw` says so."""
@@ -144,7 +173,9 @@ class ImagesTask(Task):
             except ImageProblem as problem:
                 hint = "mend it, or take it out of the rows"
                 raise UserError(Mistake(f"picture is {problem}", str(row.get("name")), hint=hint)) from problem
-            pixels = change(pixels, generator("augment", *draw, row["row"])) if change and draw else pixels
+            if change and draw:
+                large_enough = reader.reduced(pixels, self.config.augment.crop)
+                pixels = change(large_enough, generator("augment", *draw, row["row"]))
             return reader.fit(pixels)
         return change(pixels, generator("augment", *draw, row["row"])) if change and draw else pixels
 
@@ -179,13 +210,28 @@ class ImagesTask(Task):
         with measuring(model, device, precision):
             for batch in ahead(lambda part: self.collate(part, reader), parts, self.workers):
                 found.append(_logits(model, {"pixel_values": batch["pixel_values"].to(device)}).cpu())
-        return Outcome(torch.cat(found), self._classes, self._positive, self.config.multilabel)
+        threshold = self.alarms.threshold(self.config.false_alarms) if self.alarms else None
+        return self._judged(torch.cat(found), threshold)
+
+    def _judged(self, logits_NK: Tensor, threshold: float | None) -> Outcome:
+        """Scores with what says what they mean."""
+        positive = self._classes.index(self.alarms.positive) if self.alarms else None
+        rate, several = self.config.false_alarms, self.config.multilabel
+        return Outcome(logits_NK, self._classes, positive, several, rate, threshold)
+
+    def settle(self, model, encoded, tokenizer, *, batch_size, device, precision="fp32"):
+        """As in the base class: from here on, a picture has what is looked for where its score is above that of most
+        validation pictures that do not have it."""
+        if self.alarms is None:
+            return
+        outcome = self._outcome(model, _parts(encoded, batch_size), tokenizer, device, precision)
+        scored = zip(outcome.odds().tolist(), encoded.rows["labels"], strict=True)
+        others = [odds for odds, labels in scored if labels != [outcome.positive]]
+        self.alarms = replace(self.alarms, others=tuple(sorted(others, reverse=True)))
 
     def evaluate(self, model, encoded, tokenizer, *, batch_size, device, precision="fp32", generate=False):
         """As in the base class; `generate` costs nothing here and gives all rows as examples, the worst first."""
-        starts = range(0, len(encoded), batch_size)
-        parts = (encoded.take(range(at, min(at + batch_size, len(encoded)))) for at in starts)
-        outcome = self._outcome(model, parts, tokenizer, device, precision)
+        outcome = self._outcome(model, _parts(encoded, batch_size), tokenizer, device, precision)
         rows = list(encoded.rows)
         truth = [row["labels"] for row in rows]
         measured = outcome.measure(truth)
@@ -193,6 +239,8 @@ class ImagesTask(Task):
             return Evaluation(measured)
         examples = outcome.examples(rows)
         answers = {**outcome.drawn(truth), "worst": self._worst(encoded, examples, tokenizer)}
+        answers |= {"false_alarms": self.config.false_alarms}
+        answers |= {"alarms": self.alarms.told(self.config.false_alarms, outcome, truth)} if self.alarms else {}
         return Evaluation(measured, examples, answers=answers)
 
     def _worst(self, encoded: Encoded, examples: list[dict[str, Any]], reader: ImageReader) -> list[dict[str, Any]]:
@@ -205,11 +253,6 @@ class ImagesTask(Task):
             for example, row in zip(wrong, seen, strict=True)
         ]
 
-    @property
-    def _positive(self) -> int | None:
-        """Number of the label to be found."""
-        return None if self.config.positive is None else self._classes.index(self.config.positive)
-
     def baselines(self, splits: Any) -> list[Quality]:
         """The classes' shares of the training rows, said of every picture."""
         held_out = splits.test if splits.test is not None else splits.validation
@@ -220,12 +263,12 @@ class ImagesTask(Task):
         truth = [[self._classes.index(label) for label in self.labels_of(cell)] for cell in held_out["label"]]
         several = self.config.multilabel
         logits_NK = (share_K.logit() if several else share_K.log()).expand(len(truth), -1)
-        measured = Outcome(logits_NK, self._classes, self._positive, several).measure(truth)
+        measured = self._judged(logits_NK, None).measure(truth)
         return [Quality("shares of the classes" if several else "majority class", measured)]
 
     def predict(self, model, rows: Iterable[Mapping[str, Any]], tokenizer, *, batch_size, device, precision="fp32"):
-        """The likeliest label of each picture, or those likelier than not:
-        `{"input", "predicted", "score", "probabilities"}`."""
+        """The likeliest label of each picture, that to be found where its score is high enough, or those likelier than
+        not: `{"input", "predicted", "score", "probabilities"}`."""
         given = [{"picture": row[places.COLUMN], **row} for row in rows]
         parts = (given[at : at + batch_size] for at in range(0, len(given), batch_size))
         outcome = self._outcome(model, parts, tokenizer, device, precision)
@@ -243,6 +286,11 @@ def _logits(model: nn.Module, batch: Mapping[str, Tensor]) -> Tensor:
     """Scores of the classes, fp32 [B, K]; fp64 of a model in it."""
     logits_BK = model(pixel_values=batch["pixel_values"]).logits
     return logits_BK if logits_BK.dtype == torch.float64 else logits_BK.float()
+
+
+def _parts(encoded: Encoded, size: int) -> Iterator[list[dict[str, Any]]]:
+    for at in range(0, len(encoded), size):
+        yield encoded.take(range(at, min(at + size, len(encoded))))
 
 
 def _names(rows: Rows) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ import pytest
 from PIL import Image, ImageDraw, ImageEnhance
 
 from peftcli.data.images import decode
-from peftcli.data.images.likeness import fingerprint, near
+from peftcli.data.images.likeness import Pair, Print, closest, fingerprint
+from peftcli.data.images.likeness import pairs as all_pairs
 from peftcli.data.sampler import generator
 
 
@@ -51,6 +53,10 @@ CHANGES = {
 ORIGINALS = [drawing(seed) for seed in range(120)]
 
 
+def near(prints: list[Print]) -> list[Pair]:
+    return list(all_pairs(prints))
+
+
 @pytest.mark.parametrize("name", CHANGES)
 def test_a_changed_copy_is_found_and_nothing_else(name):
     copies = [CHANGES[name](picture) for picture in ORIGINALS[:40]]
@@ -85,6 +91,36 @@ def test_pictures_of_one_colour_are_compared_by_it():
     pairs = near([fingerprint(picture) for picture in plain])
     assert [(p.first, p.second) for p in pairs] == [(0, 1)]
     assert near([]) == []
+
+
+def test_the_closest_of_each_group_are_those_of_all_pairs():
+    draw = generator("groups")
+    prints = [fingerprint(drawing(seed) ^ draw.integers(0, 2, (120, 120, 3), np.uint8)) for seed in [0, 1, 2, 1] * 150]
+    groups = draw.integers(0, 3, len(prints)).tolist()
+    best: dict[tuple[int, int], Pair] = {}
+    for pair in near(prints):
+        key = (pair.second, groups[pair.first])
+        if key not in best or pair.similarity > best[key].similarity:
+            best[key] = pair
+    found = closest(prints, groups)
+    assert {(p.second, groups[p.first]): p.similarity for p in found} == {k: p.similarity for k, p in best.items()}
+    assert len(found) > 1700
+    assert closest([], []) == []
+
+
+def test_a_camera_that_sees_one_thing_again_and_again_is_no_ordeal():
+    """All pairs of hashes are close; looked at one by one they took minutes."""
+    draw = generator("camera")
+    base = np.kron(draw.integers(40, 200, (6, 6, 3)), np.ones((16, 16, 1), np.int64))
+    prints = []
+    for _ in range(1500):
+        pixels_HWC = base + draw.integers(-6, 7, base.shape)
+        top, left = draw.integers(0, 90, 2)
+        pixels_HWC[top : top + 4, left : left + 4] = 255
+        prints.append(fingerprint(pixels_HWC.clip(0, 255).astype(np.uint8)))
+    start = time.process_time()
+    closest(prints, [0] * len(prints))
+    assert time.process_time() - start < 20
 
 
 def test_strips_and_single_pixels_have_prints():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+from collections import Counter
 
 import pyarrow as pa
 import pytest
@@ -37,6 +39,32 @@ def test_sub_folders_are_classes(folder) -> None:
     assert {picture["path"] for picture in rows["image"]} >= {"bad/deeper/x.PNG", "good/005.png"}
     assert any("no pictures in empty" in note for note in splits.notes)
     assert any("notes.txt" in note for note in splits.notes)
+
+
+def test_links_are_followed_and_end_nowhere(folder, tmp_path) -> None:
+    elsewhere = pictures.make_folder(tmp_path / "elsewhere", {"bad": 3}, first=50)
+    (folder / "bad" / "more").symlink_to(elsewhere / "bad")
+    (folder / "worse").symlink_to(elsewhere)
+    (folder / "bad" / "round").symlink_to(folder)
+    rows = load(folder).train
+    assert Counter(rows["label"]) == {"good": 6, "bad": 4 + 3 + 6 + 3, "worse": 3}
+
+
+def test_what_cannot_be_a_row_is_named(folder) -> None:
+    (folder / "bad" / "gone.png").symlink_to(folder / "nowhere.png")
+    os.mkfifo(folder / "bad" / "pipe.png")
+    (folder / "bad" / os.fsdecode(b"caf\xe9.png")).write_bytes(b"")
+    with pytest.raises(UserError) as refused:
+        load(folder)
+    assert "3 of 13 rows" in str(refused.value)
+    for words in (r"caf\xe9.png: picture has a name that is no UTF-8", "gone.png: picture cannot", "pipe.png: picture"):
+        assert words in str(refused.value)
+    splits = load(folder, bad_rows="skip")
+    assert [splits.train["row"][i] for i in (3, 4)] == [3, 7]  # the places of the bad ones stay theirs
+    for file in folder.rglob("[0-9]*.png"):
+        file.rename(file.with_name(os.fsdecode(b"\xff" + file.name.encode())))
+    with pytest.raises(UserError, match="no row of train can be used"):
+        load(folder, bad_rows="skip")
 
 
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])

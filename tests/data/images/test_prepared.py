@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import os
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
+from PIL import Image
 
-from peftcli.data.images import prepared
+from peftcli.data.images import places, prepared
 from peftcli.data.rows import Rows
 from peftcli.models.image_reader import ImageReader
 from tests import pictures
 
 READER = ImageReader("tiny", 16, 16)
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path, monkeypatch):
+    """One of its own for each test."""
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "pictures"
 
 
 @pytest.fixture
@@ -51,6 +62,43 @@ def test_a_damaged_file_of_the_cache_is_made_anew(rows, caplog) -> None:
     assert "damaged" in caplog.text
 
 
-def test_too_many_are_decoded_as_they_are_needed(rows, monkeypatch) -> None:
+def test_of_too_many_it_is_kept_which_are_of_no_use(rows, monkeypatch) -> None:
     monkeypatch.setattr(prepared, "MOST_BYTES", 1000)
-    assert prepare(rows).pixels_NSSC is None
+    first = prepare(rows)
+    assert first.pixels_NSSC is None
+    assert {place: problem.kind for place, problem in first.problems.items()} == {0: "truncated"}
+    monkeypatch.setattr(prepared, "look", None)  # nothing is decoded again
+    assert list(prepare(rows).problems) == [0]
+
+
+def test_a_picture_that_is_drawn_over_is_decoded_anew(tmp_path) -> None:
+    """Of the same size, and alike in what its row's `id` is made of."""
+    file = tmp_path / "camera.bmp"
+    pixels_HWC = np.zeros((300, 300, 3), np.uint8)
+    for value in (0, 255):
+        pixels_HWC[140:160] = value
+        Image.fromarray(pixels_HWC).save(file)
+        os.utime(file, ns=(value, value))
+        row = {"bytes": None, "path": file.name, "file": str(file), "id": places._identity(file)}
+        found = prepare(Rows.from_list([{"image": row}])).pixels_NSSC
+        assert np.array_equal(found[0], READER.fit(pixels_HWC))
+
+
+def test_a_full_disk_is_told_and_nothing_is_kept(rows, cache, monkeypatch, caplog) -> None:
+    monkeypatch.setattr(prepared.shutil, "disk_usage", lambda _: SimpleNamespace(free=0))
+    assert prepare(rows).pixels_NSSC.any()
+    assert "No space left" in caplog.text
+    assert not list(cache.iterdir())
+
+
+def test_what_was_read_last_is_kept(rows, cache, monkeypatch) -> None:
+    prepare(rows[:2])
+    [one] = cache.glob("*.npy")
+    prepare(rows[2:4])
+    for at, file in enumerate((one, *(set(cache.glob("*.npy")) - {one}))):
+        os.utime(file, (at, at))
+    prepare(rows[:2])
+    monkeypatch.setattr(prepared, "MOST_KEPT", 2 * one.stat().st_size)
+    prepare(rows[1:3])
+    assert one.is_file()
+    assert len(list(cache.glob("*.npy"))) == len(list(cache.glob("*.json"))) == 2

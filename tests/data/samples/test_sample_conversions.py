@@ -119,24 +119,29 @@ def test_digits_keep_their_pixels_and_decode_as_images(tmp_path):
     assert row["label"] == str(load_digits().target[index])
 
 
-def test_elpv_labels(tmp_path):
+def test_elpv_labels_and_modules(tmp_path):
     source, out = folders(tmp_path)
     (source / "data/images").mkdir(parents=True)
     (source / "LICENSE.md").touch()
-    known = {"a.png": ("0.0", "mono"), "b.png": (str(1 / 3), "poly"), "c.png": (str(2 / 3), "mono")}
+    known = {60: ("0.0", "mono"), 61: (str(1 / 3), "poly"), 1315: (str(2 / 3), "mono"), 1375: ("1.0", "mono")}
     lines = []
-    for name, (probability, cell) in known.items():
-        (source / "data/images" / name).write_bytes(b"png")
-        lines.append(f"images/{name}  {probability}   {cell}")
+    for number, (probability, cell) in known.items():
+        (source / f"data/images/cell{number:04}.png").write_bytes(b"png")
+        lines.append(f"images/cell{number:04}.png  {probability}   {cell}")
     (source / "data/labels.csv").write_text("\n".join(lines) + "\n")
-    images.elpv(source, out)
-    found = {row["name"]: row for split in ("train", "test") for row in rows(out / f"{split}.parquet")}
-    assert {name: row["label"] for name, row in found.items()} == {
-        "a.png": "functional",
-        "b.png": "functional",
-        "c.png": "defective",
-    }
-    assert found["b.png"]["cell"] == "poly"
+    assert images.elpv(source, out)["rows"] == {"train": 2, "validation": 1, "test": 1}
+    found = [row for split in ("test", "train", "validation") for row in rows(out / f"{split}.parquet")]
+    assert [row["name"][4:8] for row in found] == ["0060", "0061", "1315", "1375"]
+    assert [row["label"] for row in found] == ["functional", "functional", "defective", "defective"]
+    assert [row["module"] for row in found] == [1, 2, 23, 24]
+    assert found[1]["cell"] == "poly"
+
+
+def test_elpv_modules_hold_every_cell_and_lie_in_one_split():
+    assert (len(images.MODULES), sum(images.MODULES)) == (44, 2624)
+    validation, test = images.ELPV_SPLITS.values()
+    assert not set(validation) & set(test)
+    assert set(validation) | set(test) <= set(range(1, 45))
 
 
 def test_percentile_is_even_and_stable():

@@ -1,11 +1,15 @@
 """The real packages: what is fetched is what was pinned, and computes what its original computes."""
 
+import io
 import shutil
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
+from pyarrow import parquet
 
+from peftcli.data.images import likeness
 from peftcli.data.samples import catalog, download, fetch, store, unpack
 
 pytestmark = pytest.mark.samples
@@ -105,6 +109,19 @@ def test_resnet_equals_its_onnx_where_the_stem_pools_alike(fetched, session):
     print(f"max abs difference {worst:.1e} of {expected_1C.abs().max():.1f}")
     assert worst < 1e-4
     assert torch.cosine_similarity(shifted_1C, expected_1C).item() > 0.95
+
+
+def test_no_cell_of_elpv_has_a_near_copy_in_another_split(fetched):
+    folder = fetched("elpv")
+    splits, prints = [], []
+    for split in ("train", "validation", "test"):
+        for row in parquet.read_table(folder / f"{split}.parquet").to_pylist():
+            pixels = np.asarray(Image.open(io.BytesIO(row["image"]["bytes"])).convert("RGB"))
+            prints.append(likeness.fingerprint(pixels))
+            splits.append(split)
+    found = list(likeness.pairs(prints))
+    assert len(found) > 2000  # neighbours in a module
+    assert not [pair for pair in found if splits[pair.first] != splits[pair.second]]
 
 
 def test_wordnet_installed_files_are_the_packages(tmp_path, monkeypatch, cache):

@@ -106,7 +106,7 @@ def test_what_is_drawn_depends_on_seed_epoch_and_row_alone(tmp_path) -> None:
 
 
 def test_crops_are_cut_from_the_picture_itself(tmp_path) -> None:
-    task, rows = ready(tmp_path, augment=AugmentConfig(crop=0.99))
+    task, rows = ready(tmp_path, augment=AugmentConfig(crop=0.01))
     whole = np.zeros((160, 160, 3), np.uint8)
     whole[::2] = 255  # stripes that are grey at 16 pixels: a cut of those would stay so
     task.augment = lambda pixels, draw: pixels[:16, :16]
