@@ -6,7 +6,7 @@ import json
 import string
 from typing import Any
 
-from peftcli.artifacts import card_onnx, card_pictures
+from peftcli.artifacts import card_episodes, card_onnx, card_pictures
 from peftcli.models.quantized import ARGUMENTS, PIP
 from peftcli.tasks.layouts import CONVERSATION
 
@@ -137,13 +137,19 @@ def _load_adapter(lineage: dict[str, Any], base_class: str) -> str:
     count = len(lineage.get("labels") or [])
     labels = f", num_labels={count}" if auto.endswith("Classification") and count else ""
     labels += ", ignore_mismatched_sizes=True" if _of_pictures(lineage) else ""
+    labels += ", num_labels=0" if _few_shot(lineage) else ""
     more = labels + (", quantization_config=bits" if bits else "")
     code = LOAD_ADAPTER.format(auto=auto, imports=imports, version=lineage["package_version"], where=where, more=more)
     return card_pictures.reads(code) if _of_pictures(lineage) else code
 
 
 def _of_pictures(lineage: dict[str, Any]) -> bool:
-    return (lineage.get("task") or {}).get("type") == "images"
+    task = lineage.get("task") or {}
+    return task.get("type") == "images" or task.get("reads") == "pictures"
+
+
+def _few_shot(lineage: dict[str, Any]) -> bool:
+    return (lineage.get("task") or {}).get("type") == "episodes"
 
 
 def _asked(lineage: dict[str, Any]) -> dict[str, str]:
@@ -151,6 +157,8 @@ def _asked(lineage: dict[str, Any]) -> dict[str, str]:
     task = lineage.get("task")
     if not task:
         return {}
+    if _few_shot(lineage):
+        return card_episodes.facts(lineage)
     if _of_pictures(lineage):
         return card_pictures.facts(lineage)
     facts = {"task": task["type"], "prompt": f"`{json.dumps(task['prompt'], ensure_ascii=False)}`"}
@@ -170,6 +178,8 @@ def _ask(lineage: dict[str, Any], kind: str, whole: bool) -> list[str]:
     task, labels, tokens = (lineage.get(key) for key in ("task", "labels", "label_tokens"))
     if not task:
         return []
+    if _few_shot(lineage):
+        return card_episodes.ask(lineage)
     if _of_pictures(lineage):
         return card_pictures.ask(lineage, kind, whole)
     prompt = f"\nprompt = {_prompt(task['prompt'])}"

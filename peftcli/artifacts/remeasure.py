@@ -50,7 +50,7 @@ def remeasure(
     measured = [Quality("tuned", now.metrics, now.intervals)]
     if baselines and splits is not None:
         measured = [*tuned.task.baselines(replace(splits, test=rows)), *measured]
-    if tuned.task.architecture == "causal-lm":  # a new head has no answer of its own
+    if tuned.task.architecture == "causal-lm" or tuned.task.base_answers:  # a new head has no answer of its own
         with tuned.untouched() as base:
             before = measure(tuned, base, encoded)
         measured = [Quality("untouched base", before.metrics, before.intervals), *measured]

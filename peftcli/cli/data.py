@@ -43,7 +43,7 @@ def data(
         if not console.is_terminal:
             console.width = WIDTH
         stops = composed.config.data.bad_rows == "error"
-        if composed.config.task.type == "images":
+        if composed.config.task.type == "images" or getattr(composed.config.task, "reads", "") == "pictures":
             pictures.show(console, found.rows, stops)
         else:
             _print(console, found.rows, found.tokens, found.shown, stops)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -66,7 +66,8 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
         from peftcli.data.samples.fetch import ensure
 
         model, data = composed.config.model, composed.config.data
-        ensure([str(part.name) for part in (model, data) if part.source == "sample"])
+        parts: list[Any] = [model, data, *data.domains.values()]
+        ensure([str(part.name) for part in parts if part.source == "sample"])
     folder = RunFolder.create(composed.config, composed.overrides)
     return folder.path, _launch(folder.path, composed.config.launch, quiet)
 

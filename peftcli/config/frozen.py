@@ -40,7 +40,12 @@ def anchored(config: RunConfig) -> RunConfig:
     task: Any = config.task
     if databases := getattr(task, "databases", None):
         task = replace(task, databases=str(Path(os.path.expanduser(databases)).absolute()))
-    return replace(config, model=model, method=method, task=task, data=replace(config.data, files=files))
+    domains = {
+        name: replace(domain, files={split: _anchored(value) for split, value in domain.files.items()})
+        for name, domain in config.data.domains.items()
+    }
+    data = replace(config.data, files=files, domains=domains)
+    return replace(config, model=model, method=method, task=task, data=data)
 
 
 def _anchored(value: Any) -> Any:

@@ -14,6 +14,7 @@ METRICS = {
         "accuracy", "balanced_accuracy", "f1_macro", "auroc", "average_precision", "recall_at_false_alarms",
         "calibration_error", "exact_match", "loss",
     ),
+    "episodes": ("accuracy", "loss"),
 }  # fmt: skip
 TEXTS = ("rouge_1", "rouge_2", "rouge_l", "bleu", "exact_match")
 SCORED: dict[str, tuple[str, ...]] = {
@@ -84,6 +85,36 @@ RULES = (
         "add data.source=files, or remove data.files",
     ),
     Rule(
+        ("data.source", "data.domains"),
+        lambda source, domains: source == "domains" and not domains,
+        "data.source is domains, and data.domains names none",
+        "for example data.domains.mine={source: files, files: {train: FOLDER}}",
+    ),
+    Rule(
+        ("data.domains", "data.source"),
+        lambda domains, source: bool(domains) and source != "domains",
+        "data.domains is given, but data.source is not domains",
+        "add data.source=domains, or remove data.domains",
+    ),
+    Rule(
+        ("data.source", "task.type"),
+        lambda source, task: (source == "domains") != (task == "episodes"),
+        "data.source=domains and task.type=episodes go together: tasks are drawn from domains of classes",
+        "choose both: data=few-shot-pictures task=episodes, or neither",
+    ),
+    Rule(
+        ("data.rows", "data.source"),
+        lambda rows, source: bool(rows) and source == "domains",
+        "data.rows draws rows, and would leave classes of domains without any",
+        "limit what a task takes instead: task.support, task.class_support",
+    ),
+    Rule(
+        ("task.ways",),
+        lambda ways: ways[0] > ways[1],
+        "task.ways has its least above its most",
+        "for example task.ways=[5,20]",
+    ),
+    Rule(
         ("data.source", "data.name"),
         lambda source, name: source in ("hub", "sample", "bundled") and not name,
         "data.name is missing: a hub id, or the name of a sample or of bundled rows",
@@ -116,7 +147,7 @@ RULES = (
     ),
     Rule(
         ("model.quantization", "method.name"),
-        lambda kind, method: kind is not None and method in ("full", "sdt"),
+        lambda kind, method: kind is not None and method in ("full", "sdt", "smat"),
         "model.quantization holds matrices in few bits, and this method trains weights themselves",
         "add model.quantization=null, or train an adapter: method=kpsvd or method=lora",
     ),
@@ -140,15 +171,15 @@ RULES = (
     ),
     Rule(
         ("data.streaming", "task.type"),
-        lambda streaming, task: task == "images" and streaming,
-        "data.streaming is for text: pictures are read while training in any case",
+        lambda streaming, task: task in ("images", "episodes") and streaming,
+        "data.streaming is for text: pictures are read while training in any case, and tasks are drawn from all rows",
         "add data.streaming=false",
     ),
     Rule(
         ("training.batch_tokens", "task.type"),
-        lambda tokens, task: task == "images" and tokens is not None,
-        "training.batch_tokens counts tokens, and a picture has none",
-        "give training.batch_size a number of pictures",
+        lambda tokens, task: task in ("images", "episodes") and tokens is not None,
+        "training.batch_tokens counts tokens, and pictures and few-shot tasks have none",
+        "give training.batch_size a number of them",
     ),
     Rule(
         ("training.cache_features", "task.type"),
@@ -191,6 +222,12 @@ RULES = (
         lambda share, several: share > 0 and several,
         "task.label_smoothing needs one label a picture, and task.multilabel is on",
         "add task.label_smoothing=0",
+    ),
+    Rule(
+        ("method.name", "task.type"),
+        lambda method, task: method == "smat" and task != "episodes",
+        "method smat learns to adapt to few-shot tasks, and this task has none",
+        "choose task=episodes and data of domains, such as data=few-shot-pictures",
     ),
     Rule(
         ("method.name", "task.type", "task.head"),

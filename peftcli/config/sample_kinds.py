@@ -17,6 +17,7 @@ KINDS: dict[str, Kind] = {
     "digits": "data",
     "emoji-google": "data",
     "emoji-twitter": "data",
+    "glyphs": "data",
     "python-stdlib": "data",
 }
 """To be fetched once."""

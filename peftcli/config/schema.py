@@ -50,11 +50,46 @@ class ModelConfig:
 
 
 @dataclass
+class DomainConfig:
+    """One source of labelled rows among several, whose classes are shared out to train, validation and test."""
+
+    source: Literal["hub", "sample", "bundled", "files"] = REQUIRED
+    """Where its rows come from, as `data.source`; all of the source's own splits are taken together."""
+    name: str | None = None
+    """As `data.name`."""
+    subset: str | None = None
+    """As `data.subset`."""
+    revision: str | None = None
+    """As `data.revision`."""
+    files: dict[str, Any] = field(default_factory=dict)
+    """As `data.files`; a folder of pictures with a sub-folder for each class goes under `train`."""
+    columns: dict[str, str] = field(default_factory=dict)
+    """As `data.columns`: the column of a class goes under `label`."""
+    only: dict[str, str | list[str]] = field(default_factory=dict)
+    """Rows that have this value, or one of these, in a column, and no others: `{cell: mono}`."""
+    distinct: str | None = None
+    """Column of what rows show: of rows that have the same there the first one stays, such as one skin tone."""
+    held_out: bool = False
+    """All of its classes are for the test, and none is trained on or chosen by: another domain than those of
+    training."""
+    like: str | None = None
+    """A domain with the same classes, such as the same things in another style; those that it trains on or chooses by
+    are left out of this one, which is held out."""
+    classes: dict[str, list[str]] = field(default_factory=dict)
+    """Classes of a split by name, in place of the shares: `{test: ["8", "9"], validation: []}`."""
+    least: int = 2
+    """Rows that a class needs to be used."""
+
+
+@dataclass
 class DataConfig:
     """The rows: where they are, which columns matter, how they are split."""
 
-    source: Literal["hub", "sample", "bundled", "files"] = REQUIRED
-    """Where the rows come from: the hub, a fetched sample, this package, or local files."""
+    source: Literal["hub", "sample", "bundled", "files", "domains"] = REQUIRED
+    """Where the rows come from: the hub, a fetched sample, this package, local files, or several of these (`domains`,
+    for the task `episodes`)."""
+    domains: dict[str, DomainConfig] = field(default_factory=dict)
+    """With `source: domains`, each domain by a name of yours; splits and shares are then of classes, not of rows."""
     name: str | None = None
     """Hub id, or name of a sample or of bundled rows; not needed for files."""
     subset: str | None = None
@@ -73,9 +108,11 @@ class DataConfig:
     where: dict[str, Any] = field(default_factory=dict)
     """Rows of a split to use, by column of the source and value: `{train: {cell: mono}, test: {cell: [poly]}}`."""
     validation_share: float = 0.1
-    """Share of the training rows set aside where the source has no validation split."""
+    """Share of the training rows set aside where the source has no validation split; of each domain's classes with
+    `source: domains`."""
     test_share: float = 0.0
-    """Share of the training rows set aside where the source has no test split."""
+    """Share of the training rows set aside where the source has no test split; of each domain's classes with `source:
+    domains`."""
     rows: dict[str, int] = field(default_factory=dict)
     """At most so many rows of a split, drawn by `data.seed`: `{train: 400, test: 200}`."""
     seed: int = 0
@@ -214,6 +251,44 @@ class ImageConfig:
 
 
 @dataclass
+class EpisodesConfig:
+    """Few-shot tasks: from a few labelled rows of each class, the support, the classes of others, the query.
+
+    Tasks are drawn by the rules of Meta-Dataset (Triantafillou et al., ICLR 2020), with various ways and shots.
+    """
+
+    type: Literal["episodes"] = "episodes"
+    """What is learnt."""
+    reads: Literal["pictures", "text"] = "pictures"
+    """What the rows are; the classes' prototypes are means of a vision model's pooled features, or of a language
+    model's features over a row's tokens."""
+    image_size: int | None = None
+    """Side in pixels of the square that the model sees; null takes the checkpoint's own."""
+    prompt: str = "{text}"
+    """A row of text as the model reads it; names in braces are columns."""
+    max_length: int = 128
+    """Longest row of text in tokens; longer ones are cut and counted."""
+    episodes: int = 400
+    """Tasks that make an epoch of training; `training.batch_size` of them are an optimiser step."""
+    validation_episodes: int = 20
+    """Fixed tasks of each domain that a measurement of the validation classes takes."""
+    test_episodes: int = 100
+    """Fixed tasks of each domain that the last measurement takes."""
+    ways: tuple[int, int] = (5, 50)
+    """Least and most classes of a task; a domain with fewer classes than the least gives tasks of all it has."""
+    support: int = 500
+    """Most support rows of a task."""
+    class_support: int = 100
+    """Most support rows of a class."""
+    seed: int = 0
+    """Seed of the fixed tasks; those of training go by the run's seed."""
+    queries: int = 10
+    """Most query rows of a class; at most half of what the smallest class of the task has."""
+    best_metric: str = "accuracy"
+    """Metric that chooses the best checkpoint: accuracy (the mean over the domains) or loss."""
+
+
+@dataclass
 class OptimConfig:
     """How the trained tensors move."""
 
@@ -318,6 +393,7 @@ TASKS: dict[str, type] = {
     "classification": ClassificationConfig,
     "generation": GenerationConfig,
     "images": ImageConfig,
+    "episodes": EpisodesConfig,
 }
 
 
@@ -329,7 +405,7 @@ class RunConfig:
     data: DataConfig
     method: Any
     """One of the methods' settings classes, by `method.name`."""
-    task: ClassificationConfig | GenerationConfig | ImageConfig
+    task: ClassificationConfig | GenerationConfig | ImageConfig | EpisodesConfig
     """One of `TASKS`, by `task.type`."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)

@@ -12,7 +12,7 @@ from typing import Any
 
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import DataConfig
-from peftcli.data import checking, origins, splitting
+from peftcli.data import checking, domains, origins, splitting
 from peftcli.data.images import copies
 from peftcli.data.images.places import COLUMN, identified
 from peftcli.data.origins import SPLITS, Origin
@@ -62,18 +62,10 @@ def load(config: DataConfig, needed: list[str]) -> Splits:
     """
     notes: list[str] = []
     _check_numbers(config)
-    found = origins.find(config, notes)
-    if "train" not in found:
-        have = ", ".join(found) or "none of the three"
-        raise UserError(Mistake(f"no train split; there is {have}", "data", hint="name it: data.splits.train=NAME"))
-    if lost := [split for split in config.where if split not in found]:
-        what = f"the source has no {lost[0]} split of its own; rows set aside for it are those of train"
-        raise UserError(Mistake(what, f"data.where.{lost[0]}", hint="give data.where.train alone"))
-    columns = checking.mapping(config, needed, found, notes)
-    splits, skipped = read(config, found, columns, needed, notes)
-    if COLUMN in needed:
-        copies.crossing(splits, notes)
-    _set_aside(config, splits, notes)
+    if config.source == "domains":
+        splits, skipped = domains.read(config, needed, notes)
+    else:
+        splits, skipped = _of_one_source(config, needed, notes)
     for split, rows in splits.items():
         splits[split] = draw(config, split, rows, notes)
     prints = "\n".join(f"{split} {splits[split].fingerprint()}" for split in SPLITS if split in splits)
@@ -86,6 +78,24 @@ def load(config: DataConfig, needed: list[str]) -> Splits:
         counts={**counts, "skipped": skipped},
         notes=notes,
     )
+
+
+def _of_one_source(
+    config: DataConfig, needed: list[str], notes: list[str]
+) -> tuple[dict[str, Any], dict[str, dict[str, int]]]:
+    found = origins.find(config, notes)
+    if "train" not in found:
+        have = ", ".join(found) or "none of the three"
+        raise UserError(Mistake(f"no train split; there is {have}", "data", hint="name it: data.splits.train=NAME"))
+    if lost := [split for split in config.where if split not in found]:
+        what = f"the source has no {lost[0]} split of its own; rows set aside for it are those of train"
+        raise UserError(Mistake(what, f"data.where.{lost[0]}", hint="give data.where.train alone"))
+    columns = checking.mapping(config, needed, found, notes)
+    splits, skipped = read(config, found, columns, needed, notes)
+    if COLUMN in needed:
+        copies.crossing(splits, notes)
+    _set_aside(config, splits, notes)
+    return splits, skipped
 
 
 def _check_numbers(config: DataConfig) -> None:

@@ -27,6 +27,11 @@ class Capabilities:
     """Two adapters can live on one base and be switched."""
     recomputes: bool = True
     """The forward pass can be computed again in the backward pass (gradient checkpointing)."""
+    wrapped: bool = True
+    """Its model's forward pass may be wrapped to average gradients over processes; where not, the loop averages them
+    itself after each step's last backward pass."""
+    trains: bool = True
+    """It trains anything at all."""
     layers: frozenset[str] = frozenset({"linear"})
     """Kinds of layer it adapts: linear, conv2d, ssm."""
 
@@ -105,7 +110,9 @@ class Method(ABC):
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """Groups of trained parameters, each `{"names": [...], "lr_scale": float}`; each trained tensor in just one.
 
-        `"decays": False` spares a group's matrices the weight decay too.
+        `"decays": False` spares a group's matrices the weight decay too. `"lr"` in place of a scale is a highest rate
+        of its own, `"optimiser": "sgd"` plain descent in place of AdamW, and `"clip_norm"` a largest gradient norm of
+        its own (None does not clip); the groups that name none are clipped together, as the recipe says.
         """
         return [{"names": [n for n, p in model.named_parameters() if p.requires_grad], "lr_scale": 1.0}]
 
@@ -128,6 +135,10 @@ class Method(ABC):
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """A scalar added to the mean loss of every optimiser step, or None."""
         return None
+
+    def log(self, model: nn.Module) -> dict[str, float]:
+        """Numbers of the last step for its line of metrics.jsonl, beside the loop's own."""
+        return {}
 
     def state(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """What a checkpoint must hold beside the trained tensors for an exact resume; tensors by name."""

@@ -87,7 +87,8 @@ def _cast_input(module: Any, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Te
 
 def has_head(model: nn.Module) -> bool:
     """Whether a classification head stands on top of the model, drawn for the run's labels."""
-    return type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    named = type(model).__name__.endswith(("ForSequenceClassification", "ForImageClassification"))
+    return named and any(True for _ in model.get_submodule(head_of(model)).parameters())
 
 
 def head_of(model: nn.Module) -> str:
@@ -101,13 +102,13 @@ def _saved_whole(model: nn.Module) -> list[str]:
     """Modules that are trained and saved as they are where PEFT does not know of them: the head of a model of
     pictures, and each BatchNorm that is awake, with its statistics."""
     pictures = type(model).__name__.endswith("ForImageClassification")
-    return ([head_of(model)] if pictures else []) + batch_norm.awake(model)
+    return ([head_of(model)] if pictures and has_head(model) else []) + batch_norm.awake(model)
 
 
 def task_type(model: nn.Module) -> TaskType | None:
     """PEFT's name for what stands on top of the model."""
     name = type(model).__name__
-    if name.endswith("ForSequenceClassification"):
+    if name.endswith("ForSequenceClassification") and has_head(model):
         return TaskType.SEQ_CLS
     return TaskType.CAUSAL_LM if hasattr(model, "prepare_inputs_for_generation") else None
 

@@ -15,7 +15,7 @@ import torch
 
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import ModelConfig
-from peftcli.models import batch_norm, byte_tokenizer, families, image_reader, outline, quantized, vision
+from peftcli.models import batch_norm, byte_tokenizer, families, features, image_reader, outline, quantized, vision
 from peftcli.models.checkpoint import check_weights, find_folder, plain_errors, quiet, where
 from peftcli.models.family import Family
 from peftcli.models.image_reader import ImageReader
@@ -70,7 +70,8 @@ def load(
         config: The recipe's `model`.
         precision: `fp32`, `bf16` or `fp16`; the type of the weights where `model.dtype` is auto.
         architecture: What stands on top of the model.
-        labels: Names of the classes, for a classification head.
+        labels: Names of the classes, for a classification head; an empty list takes the head off, so that the model's
+            `logits` are its pooled features.
         device: Where the weights go, straight from the file.
         meta: Build the shapes only: no weights, no tokenizer, and no network where `model.shape` is given.
         image_size: Side of the pictures in pixels, where it is not the checkpoint's own.
@@ -87,6 +88,7 @@ def load(
     former: dict[Any, str] = dict(shape.id2label or {})
     if labels is not None and architecture != "causal-lm":
         shape.id2label, shape.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    headless = labels == [] and architecture != "causal-lm"
     pictures = architecture == "image-classification"
     words: Any = None if meta else image_reader.find(config, image_size) if pictures else tokenizer(config)
     if words is not None and not pictures:
@@ -101,13 +103,15 @@ def load(
         model = _draw(config, shape, architecture, dtype, "meta" if meta else device, bits)
     else:
         model, drawn = _read(config, folder, shape, architecture, dtype, device, bits)
-        if labels is not None and architecture != "causal-lm":
+        if labels and architecture != "causal-lm":
             notes += filter(None, [vision.new_head(model, None if drawn else former, labels)])
     if pictures:
         size = words.size if words else image_size
         notes += words.notes if words else ()
         if size:
             vision.resize_positions(model, size)
+    if headless:
+        features.take_off_head(model)
     batch_norm.widen(model)
     if config.batch_norm == "frozen":
         batch_norm.rest(model)

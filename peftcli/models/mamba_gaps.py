@@ -14,6 +14,8 @@ from transformers import AutoModelForSequenceClassification, MambaConfig, MambaM
 from transformers.modeling_outputs import SequenceClassifierOutput
 from transformers.models.mamba.modeling_mamba import MambaMixer
 
+from peftcli.models.features import RunningMean
+
 EXACT = ("mixer.A_log", "mixer.D")
 """Ends of the names of tensors that are float32 in every model: A = -exp(A_log) turns the rounding of bfloat16's eight
 bits, up to 1 % of A, into another decay at every step."""
@@ -71,9 +73,13 @@ class MambaForSequenceClassification(MambaPreTrainedModel):
         hidden_BLE = self.backbone(
             input_ids, inputs_embeds=inputs_embeds, attention_mask=attention_mask, use_cache=False, **kwargs
         )[0]
+        headless = isinstance(self.score, RunningMean)
+        hidden_BLE = self.score(hidden_BLE) if headless else hidden_BLE
         rows, length = hidden_BLE.shape[:2]
         at_L = torch.arange(length, device=hidden_BLE.device)
         at_BL = at_L.expand(rows, length) if attention_mask is None else at_L * (attention_mask != 0)
         last_BE = hidden_BLE[torch.arange(rows, device=hidden_BLE.device), at_BL.argmax(1)]
+        if headless:
+            return SequenceClassifierOutput(logits=last_BE)
         # Residuals are float32 in a half-precision model, and so is what the last norm gives.
         return SequenceClassifierOutput(logits=self.score(last_BE.to(self.score.weight.dtype)))

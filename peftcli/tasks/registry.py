@@ -11,6 +11,7 @@ from peftcli.tasks.contract import Task
 TASKS = {
     "classification": "peftcli.tasks.classification:ClassificationTask",
     "generation": "peftcli.tasks.generation:GenerationTask",
+    "episodes": "peftcli.tasks.episodes.task:EpisodesTask",
     "images": "peftcli.tasks.images.task:ImagesTask",
 }
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import pyarrow as pa
+
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import ImageConfig, RunConfig
 from peftcli.data import inspect, sources
@@ -14,6 +16,8 @@ from peftcli.data.stream import Stream
 from peftcli.models import loading
 from peftcli.tasks.classification import ClassificationTask
 from peftcli.tasks.contract import Task
+from peftcli.tasks.episodes.pool import Pool
+from peftcli.tasks.episodes.task import EpisodesTask
 from peftcli.tasks.images.task import ImagesTask
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.registry import build
@@ -59,7 +63,7 @@ def survey(config: RunConfig) -> Survey:
             splits.counts["skipped"]["train"] = {"unreadable or empty": stream.skipped}
     named = {"train": train, "validation": splits.validation, "test": splits.test}
     present = {name: rows for name, rows in named.items() if rows is not None}
-    if isinstance(task, ImagesTask):
+    if isinstance(task, ImagesTask) or (isinstance(task, EpisodesTask) and task.pictures):
         return _pictures(task, splits, present)
     assert not isinstance(config.task, ImageConfig)
     asked = [name for name in Template(config.task.prompt, "task.prompt").columns if name in task.needed]
@@ -74,14 +78,16 @@ def survey(config: RunConfig) -> Survey:
     return found
 
 
-def _pictures(task: ImagesTask, splits: sources.Splits, present: dict[str, Rows]) -> Survey:
+def _pictures(task: ImagesTask | EpisodesTask, splits: sources.Splits, present: dict[str, Rows]) -> Survey:
     """Nothing is encoded: what a model sees of a picture is the picture."""
+    several = isinstance(task, EpisodesTask)
+    present = {name: _with_domains(rows) for name, rows in present.items()} if several else present
     error = None
     try:
         task.fit(splits)
     except (UserError, CheckFailed) as mistake:
         error = mistake
-    rows, sheets = pictures.describe(present, task.labels_of, task.config.animated)
+    rows, sheets = pictures.describe(present, task.labels_of, "error" if several else task.config.animated)
     rows["notes"] = splits.notes + rows["notes"]
     skipped = {split: dict(reasons) for split, reasons in splits.counts["skipped"].items()}
     for split, problems in rows["problems"].items():
@@ -89,6 +95,13 @@ def _pictures(task: ImagesTask, splits: sources.Splits, present: dict[str, Rows]
             told, why = skipped.setdefault(split, {}), f"picture is {problem['kind']}"
             told[why] = told.get(why, 0) + 1
     return Survey({"fingerprint": splits.fingerprint, "skipped": skipped, **rows}, sheets=sheets, error=error)
+
+
+def _with_domains(rows: Rows) -> Rows:
+    """Classes of different domains are different ones, whatever their names."""
+    names = [f"{domain} {label}" for domain, label in zip(rows["domain"], rows["label"], strict=True)]
+    table = rows.table
+    return Rows(table.set_column(table.column_names.index("label"), "label", pa.array(names)))
 
 
 def _encode(found: Survey, task: Task, splits: dict[str, Rows], config: RunConfig) -> None:
@@ -104,6 +117,9 @@ def _encode(found: Survey, task: Task, splits: dict[str, Rows], config: RunConfi
         )
     for name, rows in splits.items():
         encoded = task.encode_split(rows, tokenizer)
+        if isinstance(encoded, Pool):
+            found.shown += [task.show(row, tokenizer) for row in encoded.take(range(SHOWN))]
+            continue
         found.tokens[name] = {**encoded.counts, "lengths": inspect.histogram(encoded.lengths)}
         if name == "train":
             found.shown = [task.show(row, tokenizer) for row in encoded.take(range(min(SHOWN, len(encoded))))]

@@ -73,7 +73,7 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
     The adapter is switched off where that was seen to give the base's outputs, else the base is loaded again.
     """
     _, encoded = material.held_out
-    if not config.training.baselines or encoded is None or material.task.architecture != "causal-lm":
+    if not config.training.baselines or encoded is None or not _answers(material):
         return None
     if _undoes(attached, arithmetic(config, accelerator), accelerator.device):
         with attached.model.disable_adapter():
@@ -81,6 +81,10 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
     attached.model.to("meta")
     base = load_model(config, material, accelerator)
     return _evaluate(base.model, material, encoded, config, accelerator, generate=True)
+
+
+def _answers(material: Material) -> bool:
+    return material.task.architecture == "causal-lm" or material.task.base_answers
 
 
 def _undoes(attached: Attached, chosen: str, device: torch.device) -> bool:

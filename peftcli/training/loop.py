@@ -159,7 +159,10 @@ class StageLoop:
         self.names = {p: n for n, p in job.model.named_parameters() if p.requires_grad}
         touched.update(self.names.values(), batch_norm.statistics(job.model))
         built = optimiser.build(job.config.optim, job.model, job.method.parameter_groups(job.model))
-        self.model, self.optimiser = job.accelerator.prepare(job.model, built)
+        if job.method.capabilities.wrapped:
+            self.model, self.optimiser = job.accelerator.prepare(job.model, built)
+        else:
+            self.model, self.optimiser = job.model, job.accelerator.prepare(built)
         if resumed and progress.stage_step:
             optimiser.load_state(built, self.names, resumed.optimiser)
             if job.accelerator.scaler is not None and resumed.scaler:
@@ -213,6 +216,7 @@ class StageLoop:
                 scaled = loss.total * (accelerator.num_processes / max(weight, 1.0))
                 accelerator.backward(scaled + self._penalty() if last else scaled)
             total += loss.total.item()
+        self._average()
         norm = self._clip(optim.clip_norm)
         tokens = sum(map(tokens_of, batches)) if mine else 0
         rows = sum(map(rows_of, batches)) if mine else 0
@@ -228,6 +232,7 @@ class StageLoop:
         self._advance(int(all_tokens), int(all_rows), seconds)
         return {
             **self._place(),
+            **job.method.log(job.model),
             "loss": total / max(weight, 1.0),
             "grad_norm": norm,
             "lr": lr,
@@ -250,12 +255,30 @@ class StageLoop:
         epoch = self.progress.epoch + self.progress.position / self.job.feed.steps_per_epoch
         return {"step": self.progress.step, "epoch": round(epoch, 4), "stage": self.stage.name}
 
-    def _clip(self, limit: float | None) -> float:
-        parameters = list(self.names)
-        if limit is not None:
-            return float(self.job.accelerator.clip_grad_norm_(parameters, limit))
+    def _average(self) -> None:
+        """The mean of each gradient over the processes, where nothing around the model has done it."""
+        count = self.job.accelerator.num_processes
+        if count == 1 or self.job.method.capabilities.wrapped:
+            return
+        for parameter in self.names:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+            parameter.grad /= count
+
+    def _clip(self, usual: float | None) -> float:
+        """Clip the gradients, and return the norm that all of them had together."""
+        parts = optimiser.clips(self.optimiser, self.names, usual)
+        if len(parts) == 1 and (limit := parts[0][1]) is not None:
+            return float(self.job.accelerator.clip_grad_norm_(parts[0][0], limit))
         self.job.accelerator.unscale_gradients(self.optimiser)
-        return float(nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        norms = []
+        for parameters, limit in parts:
+            gradients = [p.grad for p in parameters if p.grad is not None]
+            norms.append(nn.utils.get_total_norm(gradients))
+            if limit is not None:
+                nn.utils.clip_grads_with_norm_(parameters, limit, norms[-1])
+        return float(norms[0] if len(norms) == 1 else torch.stack(norms).norm())
 
     def _sum(self, *values: float) -> list[float]:
         """Sums over all processes."""

@@ -253,6 +253,8 @@ def attach(
     for stage in method.stages(steps)[:1]:
         if stage.start:
             stage.start(model)
+    if not method.capabilities.trains:
+        return found
     tensors, used = checks.dead_adapter(model, partial(loss, model), chain([probe], batches), config.seed)
     found.checks.append(_passed("dead-adapter", f"all {tensors} trained tensors get a gradient ({used} probe batches)"))
     return found

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from peftcli.config import paths
-from peftcli.config.errors import UserError
-from peftcli.config.schema import GenerationConfig, ImageConfig, RunConfig
+from peftcli.config.errors import Mistake, UserError
+from peftcli.config.schema import EpisodesConfig, GenerationConfig, ImageConfig, RunConfig
 from peftcli.data.collate import IGNORE, MULTIPLE
 from peftcli.data.sampler import BatchSampler
 from peftcli.data.stream import Stream
@@ -62,6 +62,9 @@ def find(config: RunConfig) -> Workload:
     Raises:
         UserError, CheckFailed: The rows are here and wrong.
     """
+    if isinstance(config.task, EpisodesConfig):
+        what = "few-shot tasks are of many sizes, which only real ones tell: nothing is counted beforehand"
+        raise UserError(Mistake(what, "task.type", hint="a short run tells its time and memory: training.max_steps=3"))
     if reason := _absent(config):
         return _assumed(config, reason)
     material = prepare.load_material(config)
@@ -107,6 +110,7 @@ def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Worklo
         if isinstance(config.task, GenerationConfig):
             notes.append("how much of a row is answer is unknown: all of it counts as learnt")
         else:
+            assert not isinstance(config.task, EpisodesConfig)
             task.labels = list(config.task.labels) or [str(i) for i in range(ASSUMED_LABELS)]
             notes.append(f"the labels are unknown: {len(task.labels)} are assumed, which costs next to nothing")
             vars(task)["words"] = list(range(len(task.labels)))

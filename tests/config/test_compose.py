@@ -43,6 +43,7 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is(recipe):
     assert "defaults:\n" in text
     method = composed.config.method
     named = "pissa" if getattr(method, "init", "").startswith("pissa") else method.name
+    named = {"vit/emoji_meta": "meta", "vit/emoji_protonet": "protonet"}.get(recipe, named)  # by what they are called
     assert recipe in ("quickstart", "defects") or recipe.endswith(f"_{named}")
 
 
@@ -63,6 +64,10 @@ def test_every_group_file_composes(group, choice):
         ("method", "linear_probe"): ["task.head=linear"],
         ("data", "files"): ["data.files.train=rows.jsonl"],
         ("data", "hub"): ["data.name=someone/something"],
+        ("data", "few-shot-pictures"): ["task=episodes"],
+        ("data", "few-shot-text"): ["task=episodes"],
+        ("task", "episodes"): ["data=few-shot-text"],
+        ("method", "smat"): ["data=few-shot-text", "task=episodes"],
     }.get((group, choice), [])
     composed = compose("quickstart", [f"{group}={choice}", *extra])
     name = composed.tree[group].get("name") or composed.tree[group].get("type")

@@ -12,6 +12,7 @@ from peftcli.config.validate import schema_keys
 
 GENERATION = ["task=generation", "data=gsm8k"]
 PICTURES = ["model=vit-s14", "method=lora", "~method.channels", "~method.lora_targets", "data=elpv", "task=images"]
+FEW_SHOT = ["model=vit-s14", "method=smat", "data=few-shot-pictures", "task=episodes"]
 SEVERAL = [*PICTURES, "task.multilabel=true"]
 CODE = [*GENERATION, "task.scoring=code", "task.tests='{checks}'"]
 
@@ -119,6 +120,20 @@ def test_the_ends_of_a_range_are_allowed(override):
 
 
 @pytest.mark.parametrize(
+    "override",
+    [
+        "method.sparsity=1", "method.sparsity=-0.1", "method.experts=0", "method.settle=1", "method.mask_lr=0",
+        "method.router_temperature=[5,0]", "task.ways=[1,5]", "task.queries=0", "task.support=1",
+        "task.test_episodes=1",
+    ],
+)  # fmt: skip
+def test_a_number_of_few_shot_tasks_out_of_range(override):
+    (mistake,) = found(*FEW_SHOT, override)
+    assert mistake.where == f"override {override}"
+    assert "expected" in mistake.what
+
+
+@pytest.mark.parametrize(
     ("overrides", "what"),
     [
         (["data.streaming=true"], "data.streaming needs training.max_steps"),
@@ -184,13 +199,22 @@ def test_the_ends_of_a_range_are_allowed(override):
         ([*GENERATION, "task.shots=2", "task.template=chat"], "not into a chat"),
         ([*GENERATION, "task.system=hello"], "only means something with task.template=chat"),
         ([*PICTURES, "data.streaming=true", "training.max_steps=9"], "data.streaming is for text"),
-        ([*PICTURES, "training.batch_tokens=99"], "a picture has none"),
+        ([*PICTURES, "training.batch_tokens=99"], "pictures and few-shot tasks have none"),
         ([*SEVERAL, "task.positive=cat"], "task.positive is for two labels of which a picture has one"),
         ([*SEVERAL, "task.balanced_sampling=true"], "task.balanced_sampling needs one label a picture"),
         ([*SEVERAL, "task.label_smoothing=0.1"], "task.label_smoothing needs one label a picture"),
         ([*PICTURES, "task.best_metric=exact_match"], "is for pictures with several labels"),
         ([*PICTURES, "task.best_metric=perplexity"], "cannot be 'perplexity' for images"),
         ([*PICTURES, "task.augment.crop=0"], "task.augment.crop is 0"),
+        ([*FEW_SHOT, "~data.domains"], "data.domains names none"),
+        (["+data.domains.a={source:sample,name:digits}"], "data.source is not domains"),
+        ([*PICTURES, "task=episodes"], "go together: tasks are drawn from domains"),
+        ([*FEW_SHOT, "data.rows.train=9"], "would leave classes of domains without any"),
+        ([*FEW_SHOT, "task.ways=[9,5]"], "its least above its most"),
+        ([*FEW_SHOT, "data.streaming=true", "training.max_steps=9"], "tasks are drawn from all rows"),
+        ([*FEW_SHOT, "method=linear_probe"], "linear_probe trains a linear head"),
+        ([*FEW_SHOT, "task.best_metric=auroc"], "cannot be 'auroc' for episodes"),
+        (["method=smat"], "method smat learns to adapt to few-shot tasks"),
         (["task.prompt=hello"], "names no column"),
         (["task.prompt='{text'"], "cannot be read"),
         ([*GENERATION, "task.answer='(['"], "not a regular expression"),

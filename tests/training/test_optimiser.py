@@ -72,3 +72,30 @@ def test_state_put_back_continues_with_the_same_bits():
     step(other, other_built)
     assert torch.equal(model.weight, other.weight)
     assert torch.equal(model.bias, other.bias)
+
+
+def test_groups_by_their_own_optimiser_rate_and_limit():
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(3, 2, bias=False) for name in ("a", "b", "c")})
+    config = OptimConfig(lr=0.1, schedule="constant", warmup_share=0)
+    built = optimiser.build(
+        config,
+        model,
+        [
+            {"names": ["a.weight"], "lr_scale": 0.5},
+            {"names": ["b.weight"], "lr": 2.0, "optimiser": "sgd", "clip_norm": 1.0},
+            {"names": ["c.weight"], "lr": 0.3, "optimiser": "sgd", "clip_norm": None},
+        ],
+    )
+    built.load_state_dict(built.state_dict())  # as Accelerate does: other groups, another state
+    optimiser.set_rate(built, config, 0, 1)
+    parameters = dict(model.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    for parameter in parameters.values():
+        parameter.grad = torch.ones_like(parameter)
+    built.step()
+    moved = {name: (before[name] - p.detach()).flatten()[0].item() for name, p in parameters.items()}
+    assert moved == pytest.approx({"a.weight": 0.05, "b.weight": 2.0, "c.weight": 0.3})
+    limits = [limit for _, limit in optimiser.clips(built, parameters.values(), 5.0)]
+    assert limits == [5.0, 1.0, None]
+    kept = optimiser.state_tensors(built, {p: name for name, p in parameters.items()})
+    assert {key for key in kept if "exp_avg" in key} == {"exp_avg/a.weight", "exp_avg_sq/a.weight"}

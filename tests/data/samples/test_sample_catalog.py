@@ -26,7 +26,7 @@ def test_row(sample):
 
 
 def test_names_are_unique():
-    assert len(catalog.BY_NAME) == len(catalog.SAMPLES) == 11
+    assert len(catalog.BY_NAME) == len(catalog.SAMPLES) == 12
 
 
 def test_no_code_of_a_package_is_run():

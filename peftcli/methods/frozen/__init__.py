@@ -1,0 +1,1 @@
+"""Nothing trained: what the base can do as it is."""

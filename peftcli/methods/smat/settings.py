@@ -1,0 +1,49 @@
+"""What a recipe may say about SMAT."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass
+class Settings:
+    """Sparse meta-tuning: for each few-shot task, sparse experts over one shared change of the weights are mixed."""
+
+    name: Literal["smat"] = "smat"
+    """The method."""
+    targets: list[str] = field(default_factory=list)
+    """What is changed: roles, groups of roles or module names; empty changes every weight of the model."""
+    experts: int = 8
+    """Masks over the shared change; each task has its own mixture of them."""
+    sparsity: float = 0.9
+    """Share of the weights that each expert leaves as they are, at least."""
+    structure: Literal["structured", "unstructured"] = "structured"
+    """A mask has an entry for each input of a linear layer, output channel of a convolution and entry of a vector; or
+    for each weight, which takes `experts` times the model's memory."""
+    stochastic: bool = False
+    """Draw masks at random while training (hard concrete with uniform noise) instead of taking them as they are."""
+    inner_lr: float = 1e-3
+    """Rate of the one step on the support that precedes the query in training, as the released code has it; 0: none."""
+    teacher_steps: int = 1
+    """Steps of the dense teacher on the query, from the task's weights; 0 has no teacher."""
+    teacher_lr: float = 5e-3
+    """Rate of the teacher's steps."""
+    base_teacher: bool = False
+    """Distil from the untouched base's prototypes too, which is in the released code and not in the figures."""
+    distillation: float = 0.25
+    """Weight of distillation in the loss; the query's cross-entropy has the rest."""
+    divergence: Literal["reverse", "forward"] = "reverse"
+    """KL(student || teacher), as the released code has it, or KL(teacher || student)."""
+    temperature: float = 2.0
+    """Temperature of distillation."""
+    router_temperature: tuple[float, float] = (5.0, 1.875)
+    """Temperature of the experts' weights at the first step and at the last, falling evenly."""
+    router_lr: float = 1e-4
+    """Rate of the router (AdamW)."""
+    mask_lr: float | Literal["auto"] = "auto"
+    """Rate of the mask entries (SGD), times their number; auto reaches `sparsity` in about a third of the run."""
+    multiplier_lr: float | Literal["auto"] = "auto"
+    """Rate of the Lagrange multipliers (SGD); auto goes by the length of the run."""
+    settle: float = 0.1
+    """Last share of the steps, in which masks are fixed, each at `sparsity` or above."""

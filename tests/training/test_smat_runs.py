@@ -1,0 +1,125 @@
+"""Few-shot runs over folders of pictures: SMAT, dense meta-tuning, LoRA and nothing at all; resumed, and on two."""
+
+from __future__ import annotations
+
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from peftcli.artifacts import adapter
+from peftcli.artifacts.remeasure import remeasure
+from peftcli.artifacts.tuned import open_tuned
+from peftcli.config.errors import CheckFailed
+from peftcli.methods.frozen.settings import Settings as Frozen
+from peftcli.methods.full.settings import Settings as Full
+from peftcli.methods.lora.settings import Settings as Lora
+from peftcli.methods.smat import maths
+from peftcli.methods.smat.settings import Settings as Smat
+from peftcli.training import checkpoints
+from peftcli.training.run import run
+from tests import few_shot, pictures
+from tests.training.test_resume import assert_same
+
+SMAT = Smat(experts=2, sparsity=0.5)
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("domains")
+    found = {name: few_shot.make_domain(folder / name, 12, 6, seed) for seed, name in enumerate(("one", "two"))}
+    found["far"] = few_shot.make_domain(folder / "far", 5, 6, 9)
+    return found | {kind: pictures.make_checkpoint(folder / kind, kind) for kind in ("vit", "resnet")}
+
+
+@pytest.fixture
+def make(places, tmp_path):
+    def of(kind: str = "vit", **more):
+        domains = {name: few_shot.domain(places[name], held_out=name == "far") for name in ("one", "two", "far")}
+        return few_shot.make_run(places[kind], domains, tmp_path / "runs", **more)
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [("vit", SMAT), ("resnet", SMAT), ("vit", Full()), ("vit", Lora(r=2, targets=["all"])), ("vit", Frozen())],
+    ids=lambda one: one if isinstance(one, str) else one.name,
+)
+def test_a_run_is_measured_by_domain_and_found_again(make, kind, method) -> None:
+    folder = make(kind, method=method)
+    report = run(folder.path, quiet=True)
+    assert report["run"]["status"] == "done"
+    rows = {row["name"]: row["metrics"] for row in report["quality"]["rows"]}
+    assert rows["untouched base"].keys() == rows["tuned"].keys() >= {
+        "accuracy", "loss", "accuracy_in_distribution", "accuracy_out_of_distribution", "accuracy_one", "accuracy_far",
+    }  # fmt: skip
+    assert (rows["tuned"] == rows["untouched base"]) == (method.name == "frozen")
+    assert report["quality"]["rows_measured"] == 15
+    assert remeasure(open_tuned(folder.path), [])["difference"] == dict.fromkeys(rows["tuned"], 0.0)
+    assert "could not be drawn" not in folder.page.read_text()
+
+
+def test_sparsity_counted_from_the_file_is_what_was_asked(make) -> None:
+    folder = make(method=Smat(experts=3, sparsity=0.8))
+    report = run(folder.path, quiet=True)
+    saved = load_file(folder.adapter / "adapter_model.safetensors")
+    (logits,) = [value for name, value in saved.items() if "smat_logits" in name]
+    tuner = open_tuned(folder.path).model.base_model
+    assert tuner.state.layouts["default"].entries == len(logits)
+    zeros = maths.sparsity(maths.mask(logits), tuner.counts())
+    assert (zeros >= 0.8).all()
+    last = [row for row in folder.metrics() if "sparsity_least" in row][-1]
+    assert last["sparsity_least"] == pytest.approx(float(zeros.min()), abs=1e-6)
+    assert last["sparsity_union"] < last["sparsity_least"]
+    assert [figure["title"] for figure in report["figures"]][-2:] == ["Overlap of the experts", "Sparsity"]
+
+
+def test_a_killed_run_resumes_bit_for_bit(make, train) -> None:
+    more = {"method": Smat(experts=2, sparsity=0.5, settle=0.4, stochastic=True), "training": {"save_every": 1}}
+    whole, cut = make(**more), make(**more)
+    assert train(whole) == 0
+    for at, stage in ((4, 0), (8, 1)):
+        assert train(cut, "log", at) == -signal.SIGKILL
+        progress = checkpoints.latest(cut.checkpoints).progress
+        assert progress.stage == stage
+    assert train(cut) == 0
+    assert_same(cut, whole)
+
+
+def test_what_was_frozen_and_what_was_kept(make, places) -> None:
+    folder = make(training={"keep_best": False, "save_every": 1})
+    run(folder.path, quiet=True)
+    saved = checkpoints.load(checkpoints.complete(folder.checkpoints)[-1]).trained
+    kinds = {name.split(".smat_")[1].split(".")[0] for name in saved}
+    assert kinds == {"delta", "logits", "multipliers", "router"}
+    stored = load_file(folder.adapter / "adapter_model.safetensors")
+    assert {name.split(".smat_")[1].split(".")[0] for name in stored} == kinds
+    assert open_tuned(folder.path).forced_base == []
+
+
+def test_an_adapter_on_another_backbone_is_refused(make) -> None:
+    folder = make(training={"max_steps": 2})
+    run(folder.path, quiet=True)
+    for kind in ("vit", "resnet"):
+        with pytest.raises(CheckFailed, match=r"base-mismatch|adapter-keys"):
+            adapter.load(few_shot.headless(kind, torch.float32).model, folder.adapter)
+
+
+@pytest.mark.slow
+def test_two_processes_follow_the_curve_of_one(make) -> None:
+    """With one expert nothing is drawn at random, so that both compute the same up to the order of additions."""
+    from peftcli.config import frozen
+    from peftcli.launch import processes
+
+    curves, weights = [], []
+    for count in (1, 2):
+        folder = make(launch={"processes": count}, method=Smat(experts=1, sparsity=0.5))
+        processes.start(folder.path, frozen.load(folder.config).launch, quiet=True)
+        curves.append([row["loss"] for row in folder.metrics() if "loss" in row])
+        weights.append(load_file(folder.adapter / "adapter_model.safetensors"))
+    assert curves[1] == pytest.approx(curves[0], rel=1e-4)
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
