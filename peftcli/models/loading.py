@@ -120,14 +120,19 @@ def load(
         quantized.check_sizes(model)
         quantized.steady(model)
     model.requires_grad_(False)
+    _set_cache(model, None if pictures else words)
+    revision = getattr(shape, "_commit_hash", None) or config.revision
+    return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder, notes)
+
+
+def _set_cache(model: Any, words: PreTrainedTokenizerBase | None) -> None:
+    """States are kept where text is generated, and nowhere else."""
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.use_cache = True
-        if words is not None and not pictures:
+        if words is not None:
             model.generation_config.pad_token_id = words.pad_token_id
-    revision = getattr(shape, "_commit_hash", None) or config.revision
-    return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder, notes)
 
 
 def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:
