@@ -29,7 +29,7 @@ def complete(*words: str, cwd=None) -> list[str]:
         (("conf",), {"config"}),
         (("train", "quick"), {"quickstart"}),
         (("train", "smollm2/r"), {"smollm2/reuters-r8_lora", "smollm2/reuters-r8_sparse_adapter"}),
-        (("cp", "llama2-7b/gsm"), {f"llama2-7b/gsm8k_{method}" for method in ("kpsvd", "lora", "pissa")}),
+        (("cp", "llama2-7b/gsm"), {f"llama2-7b/gsm8k_{method}" for method in ("kpsvd", "lora", "pissa", "rowcol")}),
         (("train", "quickstart", "optim.l"), {"optim.lr="}),
         (("train", "quickstart", "track"), {"tracker=", "tracker.name=", "tracker.project="}),
         (("train", "quickstart", "method=l"), {"method=lora", "method=linear_probe"}),

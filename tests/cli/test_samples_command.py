@@ -35,7 +35,7 @@ def test_list(peft, tmp_path):
     put(tmp_path, "digits")
     (tmp_path / "samples/wordnet").mkdir()
     rows = {row["name"]: row for row in json.loads(peft("samples", "list", "--json").stdout)}
-    assert len(rows) == 11
+    assert len(rows) == 12
     assert rows["digits"]["state"] == "fetched"
     assert rows["wordnet"]["state"] == "half"
     assert rows["smollm2-135m"]["state"] == "not here"
