@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -58,7 +59,8 @@ def _composed(original: str, given: list[str]) -> Composed:
     compose(str(run.config), [*chosen, *given])  # a mistake is told before a large model is merged
     with Console(stderr=True).status("merging"):
         changes = finished.overrides(run.path)
-    return compose(str(run.config), [*chosen, *changes, *given])
+    # That the run's own method is not taken over goes without saying.
+    return replace(compose(str(run.config), [*chosen, *changes, *given]), notes=[])
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:

@@ -115,11 +115,11 @@ def find(model: Any, family: Family, targets: Sequence[str]) -> tuple[list[Rebui
 
 
 def _has_heads(module: Any) -> bool:
-    four = [getattr(module, f"{one}_proj", None) for one in "qkvo"]
+    four: list[Any] = [getattr(module, f"{one}_proj", None) for one in "qkvo"]
     if not all(type(one) is nn.Linear for one in four) or not hasattr(module, "head_dim"):
         return False
     between = any(hasattr(module, one) for one in ("rotary_emb", "q_norm", "k_norm"))
-    return not between and module.head_dim > 1 and four[0].out_features == four[1].out_features == four[2].out_features
+    return not between and module.head_dim > 1 and len({one.out_features for one in four[:3]}) == 1
 
 
 def _cannot(name: str, module: nn.Module, family: Family, is_shared: bool) -> str:

@@ -236,8 +236,8 @@ class Heads(Rebuildable):
     @property
     def given(self) -> Projections:
         """The four matrices and their biases."""
-        matrices = (one.weight for one in (self.q, self.k, self.v, self.o))
-        return Projections(*matrices, self.q.bias, self.o.bias, self.v.bias)
+        q, k, v, o = self.weights
+        return Projections(q, k, v, o, self.q.bias, self.o.bias, self.v.bias)
 
     def look(self, C: Tensor | None) -> None:
         """See the base."""
@@ -256,7 +256,7 @@ class Heads(Rebuildable):
 
     def parameters(self, ranks: Sequence[int]) -> int:
         """See the base."""
-        matrices = sum(one.weight.numel() for one in (self.q, self.k, self.v, self.o))
+        matrices = sum(weight.numel() for weight in self.weights)
         if not ranks:
             return matrices + sum(one.bias.numel() for one in (self.q, self.k, self.v, self.o) if one.bias is not None)
         has_bias = self.o.bias is not None or self.v.bias is not None
@@ -265,7 +265,7 @@ class Heads(Rebuildable):
 
     def operations(self, ranks: Sequence[int], extent: Extent) -> float:
         """See the base."""
-        matrices = sum(one.weight.numel() for one in (self.q, self.k, self.v, self.o))
+        matrices = sum(weight.numel() for weight in self.weights)
         return (2 * extent.after * matrices + extent.beside) * (ranks[0] / self.width if ranks else 1)
 
     def part(self, ranks: Sequence[int]) -> Part:
