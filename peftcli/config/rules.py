@@ -101,6 +101,10 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.mask_lr": (_TINY, inf),
     "method.multiplier_lr": (_TINY, inf),
     "method.settle": (0, 1 - 1e-9),
+    "method.distill.weight": (0, 1),
+    "method.distill.temperature": (_TINY, inf),
+    "method.distill.features": (0, inf),
+    "method.distill.layerwise_steps": (0, inf),
     "seed": (0, 2**32 - 1),
     "data.seed": (0, 2**32 - 1),
 }
