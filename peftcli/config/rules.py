@@ -54,7 +54,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optim.final_share": (0, 1),
     "optim.clip_norm": (_TINY, inf),
     "training.epochs": (_TINY, inf),
-    "training.max_steps": (1, inf),
+    "training.max_steps": (0, inf),
     "training.batch_size": (1, inf),
     "training.batch_tokens": (1, inf),
     "training.micro_batch_size": (1, inf),
@@ -81,6 +81,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.max_rank": (1, inf),
     "method.loss_increase": (0, 1 - 1e-9),
     "method.iterations": (1, inf),
+    "method.prune": (0, 1 - 1e-9),
     "method.sparsity": (0, 1 - 1e-9),
     "method.wide": (1, inf),
     "method.floor": (0, inf),
@@ -125,7 +126,7 @@ def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
     found = [*_ranges(where), *_amounts(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return [*found, *_columns(where), *_metric(where), *_peft(where), *_samples(where), *_bundled(where)]
+    return [*found, *_no_step(where), *_columns(where), *_metric(where), *_peft(where), *_samples(where), *_bundled(where)]
 
 
 class _Where:
@@ -171,6 +172,14 @@ def _amounts(where: _Where) -> Iterator[Mistake]:
         if not fits:
             what = f"{key} is {value}, expected a count ({least} or more) or a share (above 0, up to 1.0 for all)"
             yield Mistake(what, where.of(key))
+
+
+def _no_step(where: _Where) -> Iterator[Mistake]:
+    """No step at all, where there is nothing to look at before the first."""
+    made_smaller = where.get("method.name") == "rowcol" and where.get("method.mode") == "compress"
+    if where.get("training.max_steps") == 0 and not made_smaller:
+        what = "training.max_steps is 0, which is of use with method=rowcol and method.mode=compress alone"
+        yield Mistake(what, where.of("training.max_steps"), hint="training.max_steps=1 or more")
 
 
 def _range(low: float, high: float) -> str:

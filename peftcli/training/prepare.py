@@ -170,7 +170,7 @@ def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) 
         material.train.lengths, settings.batch_size, settings.batch_tokens, settings.group_by_length,
         seeds.derive(config.seed, "order"), task.classes(material.train),
     )  # fmt: skip
-    steps = settings.max_steps or sampler.total_steps(settings.epochs)
+    steps = sampler.total_steps(settings.epochs) if settings.max_steps is None else settings.max_steps
     whole = (material.train, sampler, task, words, config, *place)
     return AheadFeed(*whole, workers=task.workers) if task.workers else Feed(*whole), steps
 
