@@ -284,9 +284,10 @@ class Distilled(contract.Method):
         Raises:
             UserError: The first takes all the steps there are.
         """
-        first = self.settings.distill.layerwise_steps
+        asked = self.settings.distill.layerwise_steps
+        first = round(asked * total_steps) if isinstance(asked, float) else asked
         if first >= total_steps and first:
-            what = f"method.distill.layerwise_steps={first} leaves none of {total_steps} steps to train end to end"
+            what = f"method.distill.layerwise_steps={asked} leaves none of {total_steps} steps to train end to end"
             raise UserError(Mistake(what, "method.distill.layerwise_steps", hint=f"at most {total_steps - 1}"))
         rest = Stage("train", total_steps - first, self._together)
         return [Stage("blocks", first, self._by_block, measured=False), rest] if first else [rest]

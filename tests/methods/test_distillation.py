@@ -262,6 +262,8 @@ def test_what_a_new_head_says_is_not_learnt():
 def test_steps_for_blocks_alone_leave_some_for_all():
     method = Method(Settings(mode="tie", distill=Distill(layerwise_steps=3)))
     assert [stage.steps for stage in method.stages(5)] == [3, 2]
+    share = Method(Settings(mode="tie", distill=Distill(layerwise_steps=0.25)))
+    assert [[stage.steps for stage in share.stages(total)] for total in (8, 2)] == [[2, 6], [2]]
     with pytest.raises(UserError, match=r"layerwise_steps=3 leaves none of 3 steps"):
         method.stages(3)
 

@@ -17,8 +17,9 @@ class Distill:
     """Scores are divided by it before they are compared, and the difference is multiplied by its square."""
     features: float = 1.0
     """Weight of the blocks' outputs, compared with the original's: |y - y'|² / |y'|², the mean over blocks."""
-    layerwise_steps: int = 0
-    """Steps before all others in which each block learns by itself what the original's makes of the same inputs."""
+    layerwise_steps: int | float = 0
+    """Steps before all others, or their share of all, in which each block learns by itself what the original's makes
+    of the same inputs."""
 
 
 @dataclass
@@ -68,4 +69,5 @@ class Settings:
     diagonal: bool = False
     """With mode=tie: a trained factor for each unit between the two uses of a matrix, which gives it its sign back."""
     distill: Distill = field(default_factory=Distill)
-    """With mode=tie: learning from the original model; with weight, features and layerwise_steps 0 there is none."""
+    """With mode=compress or tie, what is learnt from the original model; nothing with weight, features and
+    layerwise_steps 0."""
