@@ -126,7 +126,15 @@ def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
     found = [*_ranges(where), *_amounts(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return [*found, *_no_step(where), *_columns(where), *_metric(where), *_peft(where), *_samples(where), *_bundled(where)]
+    return [
+        *found,
+        *_no_step(where),
+        *_columns(where),
+        *_metric(where),
+        *_peft(where),
+        *_samples(where),
+        *_bundled(where),
+    ]
 
 
 class _Where:
@@ -178,8 +186,8 @@ def _no_step(where: _Where) -> Iterator[Mistake]:
     """No step at all, where there is nothing to look at before the first."""
     made_smaller = where.get("method.name") == "rowcol" and where.get("method.mode") == "compress"
     if where.get("training.max_steps") == 0 and not made_smaller:
-        what = "training.max_steps is 0, which is of use with method=rowcol and method.mode=compress alone"
-        yield Mistake(what, where.of("training.max_steps"), hint="training.max_steps=1 or more")
+        what = "training.max_steps is 0, expected 1 or more; only method.mode=compress of rowcol may take no step"
+        yield Mistake(what, where.of("training.max_steps"))
 
 
 def _range(low: float, high: float) -> str:
