@@ -279,11 +279,13 @@ class Distilled(contract.Method):
             self.distillation = Distillation(settings, teacher, blocks, scores=not drawn)
 
     def stages(self, total_steps: int) -> list[Stage]:
-        """Block by block, then end to end.
+        """Block by block, then end to end; none where the recipe asks for no step.
 
         Raises:
             UserError: The first takes all the steps there are.
         """
+        if not total_steps:
+            return []
         asked = self.settings.distill.layerwise_steps
         first = round(asked * total_steps) if isinstance(asked, float) else asked
         if first >= total_steps and first:
