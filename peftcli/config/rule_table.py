@@ -330,6 +330,12 @@ RULES = (
         "method.basis=data or weight",
     ),
     Rule(
+        ("method.distill.weight", "method.distill.features", "method.distill.layerwise_steps", "method.mode"),
+        lambda weight, features, steps, mode: mode == "adapter" and (weight, features, steps) != (0.5, 1.0, 0),
+        "method.distill is for method.mode=compress and tie",
+        "add method.mode=tie, or leave method.distill out",
+    ),
+    Rule(
         ("method.layout", "method.mode"),
         lambda layout, mode: layout != "base" and mode != "tie",
         "method.layout is for method.mode=tie",

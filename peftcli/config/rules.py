@@ -102,6 +102,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.mask_lr": (_TINY, inf),
     "method.multiplier_lr": (_TINY, inf),
     "method.settle": (0, 1 - 1e-9),
+    "method.distill.weight": (0, 1),
+    "method.distill.temperature": (_TINY, inf),
+    "method.distill.features": (0, inf),
     "seed": (0, 2**32 - 1),
     "data.seed": (0, 2**32 - 1),
 }
@@ -114,6 +117,7 @@ AMOUNTS = {
     "method.last_blocks": 1,
     "method.few_blocks": 1,
     "method.chosen": 1,
+    "method.distill.layerwise_steps": 0,
 }
 """Lowest count where a whole number is a count and any other number a share; a share is above 0 and at most 1."""
 

@@ -145,6 +145,20 @@ class Method(ABC):
         `value` is the task's metric on so many rows, 0 where that is not known.
         """
 
+    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
+        """What is minimised on a micro-batch in place of the task's loss; right after the model's forward pass.
+
+        Args:
+            model: The bare model.
+            batch: What it has just seen.
+            loss: The task's loss, summed over the supervised positions; what comes back is a sum over them too.
+        """
+        return loss
+
+    def beside(self) -> list[nn.Module]:
+        """Modules that `batch_loss` computes with and that are no part of the model."""
+        return []
+
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """A scalar added to the mean loss of every optimiser step, or None."""
         return None

@@ -179,6 +179,7 @@ def test_a_number_of_few_shot_tasks_out_of_range(override):
         (["method=rowcol", "method.rank=auto"], "by just one of them"),
         (["method=rowcol", "method.worth=sensitivity"], "method.worth says what a budget is spent on"),
         (["method=rowcol", "method.layout=halvit"], "method.layout is for method.mode=tie"),
+        (["method=rowcol", "method.distill.weight=0"], "method.distill is for method.mode=compress and tie"),
         (["method=rowcol", "method.diagonal=true"], "method.diagonal is for method.mode=tie"),
         (["training.batch_size=8", "training.micro_batch_size=9"], "larger than training.batch_size"),
         (["training.early_stopping=2", "training.eval_every=end"], "needs measurements before the end"),

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
-from peftcli.methods.contract import Calibration, Form, Found, Stage
+from peftcli.methods.contract import Calibration, Form, Found
+from peftcli.methods.distillation import Distilled, blocks_of
 from peftcli.methods.rowcol import costing, moments, planning, usage
 from peftcli.methods.rowcol.costing import Cost, Latency
 from peftcli.methods.rowcol.planning import Plan
@@ -26,7 +27,7 @@ NAMED = 4
 """Layers left out that a note names."""
 
 
-class Compress(contract.Method):
+class Compress(Distilled):
     """Rebuilds a model smaller and trains it whole."""
 
     capabilities = contract.Capabilities(
@@ -55,6 +56,14 @@ class Compress(contract.Method):
         """
         unit, share = planning.share_of(self.settings.target)
         self._original = copy.deepcopy(model).eval()
+        blocks = blocks_of(model, family)
+        model = self._smaller(model, family, calibration, unit, share)
+        self.taught_by(model, self._original, blocks)
+        return model
+
+    def _smaller(
+        self, model: nn.Module, family: Family, calibration: Calibration | None, unit: str, share: float
+    ) -> nn.Module:
         self._found = calibration.found if calibration else None
         if kept := self._found.read() if self._found else None:
             plain, tensors = kept
@@ -154,10 +163,6 @@ class Compress(contract.Method):
             f"mean layer utilisation {mean:.1%}: directions that hold {1 - usage.EPS:.0%} of the energy of {of}"
         )
         self._figures = _figures(things, plan)
-
-    def stages(self, total_steps: int) -> list[Stage]:
-        """All at once; none where the recipe asks for no step."""
-        return [Stage("train", total_steps)] if total_steps else []
 
     def at_start(self, model: nn.Module) -> AbstractContextManager[nn.Module] | None:
         """As it was rebuilt."""

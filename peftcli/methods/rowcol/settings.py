@@ -7,6 +7,22 @@ from typing import Literal
 
 
 @dataclass
+class Distill:
+    """What a model that was made from another one learns from it while it is trained."""
+
+    weight: float = 0.5
+    """Share of the loss that compares scores with the original's, KL(original || model); the task's loss has the rest.
+    0 where the head is new."""
+    temperature: float = 2.0
+    """Scores are divided by it before they are compared, and the difference is multiplied by its square."""
+    features: float = 1.0
+    """Weight of the blocks' outputs, compared with the original's: |y - y'|² / |y'|², the mean over blocks."""
+    layerwise_steps: int | float = 0
+    """Steps before all others, or their share of all, in which each block learns by itself what the original's makes
+    of the same inputs."""
+
+
+@dataclass
 class Settings:
     """Row and column spaces: an adapter inside them, a smaller model of them, or one matrix used through both."""
 
@@ -52,3 +68,6 @@ class Settings:
     """With mode=tie: the base with its weights tied, or the ResNet of the paper (HaLViT), begun from random weights."""
     diagonal: bool = False
     """With mode=tie: a trained factor for each unit between the two uses of a matrix, which gives it its sign back."""
+    distill: Distill = field(default_factory=Distill)
+    """With mode=compress or tie, what is learnt from the original model; nothing with weight, features and
+    layerwise_steps 0."""
