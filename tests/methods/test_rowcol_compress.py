@@ -177,8 +177,8 @@ def test_a_target_holds(kind, target):
 def counted(model, base, unit) -> float:
     if unit == "parameters":
         return costing.backbone(model, base.family)
-    names = [n for n, _ in model.named_modules() if n.endswith(("patch_embeddings.projection", "classifier", "lm_head"))]
-    names += [n for n, _ in model.named_modules() if n.endswith("embedder.embedder.convolution")]
+    outside = ("patch_embeddings.projection", "embedder.embedder.convolution", "classifier", "lm_head")
+    names = [name for name, _ in model.named_modules() if name.endswith(outside)]
     with FlopCounterMode(display=False) as counter:
         model(**{name: tensor[:1] for name, tensor in base.batch.items()})
     apart = sum(sum(counter.get_flop_counts()[f"{type(model).__name__}.{name}"].values()) for name in names)

@@ -32,7 +32,7 @@ class TestContract(MethodContract):
             recomputes=False,
         ),
         Row("rowcol", COMPRESS, "compress-vit", base=tiny.vit, architecture=PICTURES, **SMALLER),
-        Row("rowcol", {**COMPRESS, "prune": 0.2}, "compress-dinov2", base=tiny.dinov2, architecture=PICTURES, **SMALLER),
+        Row("rowcol", {**COMPRESS, "prune": 0.2}, "prune-dinov2", base=tiny.dinov2, architecture=PICTURES, **SMALLER),
         Row(
             "rowcol",
             {**COMPRESS, "worth": "sensitivity"},
