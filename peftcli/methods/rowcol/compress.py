@@ -1,4 +1,4 @@
-"""The mode `compress`: a smaller model made of the spaces that the original uses, at a target, and trained as a whole."""
+"""The mode `compress`: a smaller model of the spaces that the original uses, at a target, and trained as a whole."""
 
 from __future__ import annotations
 
