@@ -1,0 +1,210 @@
+"""Models cut down to their row and column spaces, against other ways to make them smaller; cores against LoRA: the
+tables in peftcli/methods/rowcol/README.md.
+
+    python scripts/evidence_rowcol.py run --out build --workers 1    # resumable
+    python scripts/evidence_rowcol.py table --out build              # what is there, and what is missing
+
+Needs the samples vit-s14, resnet50-thin, elpv, emoji-google, smollm2-135m and wordnet. The small size has few steps on
+small pictures, so that all of it takes about an hour on one core; `--size full` takes larger pictures and ten times the
+steps. Originals stay in the folder of results, for the arms that begin with them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import evidence
+import evidence_smaller as smaller
+import numpy as np
+from evidence import Result, Store, command, here, table
+from evidence_scores import difference as auroc_difference
+from evidence_scores import ranked
+
+README = Path(__file__).resolve().parent.parent / "peftcli/methods/rowcol/README.md"
+SEEDS = range(3)
+SHARES = (50, 75, 35)
+"""Per cent of the backbone's parameters; the first one also for what only it is measured for."""
+RATES, ADAPTER_RATES = (1e-4, 3e-4), (1e-3, 3e-3, 1e-2)
+MARGIN = 0.02
+OURS, SVD, PRUNED, LONGER = "data", "svd", "pruned", "longer"
+ARMS = {
+    OURS: "row and column spaces of data",
+    SVD: "SVD of the weights",
+    PRUNED: "smallest weights zero",
+}
+SHARED = (
+    "launch.threads=1", "launch.device=cpu", "training.precision=bf16", "training.eval_every=end",
+    "training.save_every=1000000", "training.keep_best=false", "training.baselines=false",
+    "training.eval_batch_size=64", "fetch=false",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Case:
+    """A model and rows.
+
+    Attributes:
+        title: In the tables.
+        recipe: A recipe of them.
+        metric: What is counted, in points of a hundred.
+        overrides: Of the small size.
+        full: Of the full size.
+        steps: Of the original, and of each model made of it.
+        shares: Per cents that it is made smaller to.
+        targets: What adapters change.
+        ranks: Of LoRA; of cores with as many trained numbers, and with a tenth.
+    """
+
+    title: str
+    recipe: str
+    metric: str
+    overrides: tuple[str, ...]
+    full: tuple[str, ...]
+    steps: int
+    shares: tuple[int, ...] = SHARES
+    targets: str = ""
+    ranks: tuple[int, int, int] | None = None
+
+
+CASES = {
+    "vit": Case(
+        "ViT-S/14 on solar cells, 56 pixels", "vit/elpv_linear_probe", "AUROC",
+        ("task.image_size=56", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 40,
+        targets="[attention.q,attention.v]", ranks=(8, 78, 24),
+    ),
+    "resnet": Case(
+        "ResNet-50 of half width on solar cells, 96 pixels", "resnet/elpv_linear_probe", "AUROC",
+        ("task.image_size=96", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 40,
+        targets="[conv]", ranks=(8, 76, 24),
+    ),
+    "resnet-emoji": Case(
+        "ResNet-50 of half width on emoji, 96 pixels", "resnet/emoji-google_linear_probe", "accuracy",
+        ("task.image_size=96", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 80, (50,),
+    ),
+    "vit-emoji": Case(
+        "ViT-S/14 on emoji, 56 pixels", "vit/emoji-google_linear_probe", "accuracy",
+        ("task.image_size=56", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 40, (50,),
+    ),
+    "smollm2": Case(
+        "SmolLM2-135M, a word to its meaning", "smollm2/wordnet-gloss_lora", "right tokens",
+        ("data.rows={train: 1000, validation: 60, test: 150}", "task.max_length=64", "training.batch_size=8"),
+        ("data.rows={train: 4000, validation: 200, test: 400}", "training.batch_size=8"), 25, (50,),
+        targets="[attention.q,attention.v]", ranks=(8, 88, 28),
+    ),
+}  # fmt: skip
+
+
+class Bench:
+    """A job for each run.
+
+    Args:
+        out: Folder of the results.
+        full: The full size.
+    """
+
+    def __init__(self, out: Path, full: bool):
+        self.full, ending = full, ".full" if full else ""
+        self.store = Store(out / f"evidence_rowcol{ending}.jsonl")
+        self.folder = out / f"evidence_rowcol_originals{ending}"
+
+    def overrides(self, name: str, rate: float, seed: int) -> list[str]:
+        case = CASES[name]
+        steps = f"training.max_steps={case.steps * (10 if self.full else 1)}"
+        return [*(case.full if self.full else case.overrides), *SHARED, steps, f"optim.lr={rate}", f"seed={seed}"]
+
+    def place(self, name: str, rate: float, seed: int) -> Path:
+        return self.folder / f"{name}-seed{seed}-{rate:g}"
+
+    def original(self, name: str, rate: float, seed: int) -> tuple[str, tuple[Any, ...]]:
+        given = ["method=full", *self.overrides(name, rate, seed)]
+        job = (smaller.original, CASES[name].recipe, given, str(self.place(name, rate, seed)))
+        return f"{name}/original/{rate:g}/{seed}", job
+
+    def arm(self, name: str, arm: str, share: int, seed: int) -> tuple[str, tuple[Any, ...]]:
+        rate = self.rate(name)
+        base = [f"model.name={self.place(name, rate, seed)}", "model.source=folder", "model.dtype=float32"]
+        given = [*base, "~model.shape", *self.overrides(name, rate, seed)]
+        if arm == LONGER:
+            job = (smaller.original, CASES[name].recipe, ["method=full", *given], f"{self.place(name, rate, seed)}-longer")
+            return f"{name}/{arm}/{seed}", job
+        given = ["method=rowcol", "method.mode=compress", f"method.target.parameters={share}%", *given]
+        given += ["method.basis=weight"] if arm == SVD else []
+        timed = arm == OURS and share == SHARES[0] and seed == 0
+        return f"{name}/{arm}/{share}/{seed}", (smaller.smaller, CASES[name].recipe, given, arm == PRUNED, timed)
+
+    def adapter(self, name: str, kind: int, rate: float, seed: int) -> tuple[str, tuple[Any, ...]]:
+        case = CASES[name]
+        assert case.ranks is not None
+        rank = case.ranks[kind]
+        method = [f"method.rank={rank}"] if kind else [f"method.r={rank}", f"method.alpha={2 * rank}"]
+        given = ["method=rowcol" if kind else "method=lora", *method, f"method.targets={case.targets}"]
+        given += self.overrides(name, rate, seed)
+        return f"{name}/adapter{kind}/{rate:g}/{seed}", (smaller.adapter, case.recipe, given)
+
+    def rate(self, name: str) -> float:
+        """The original's rate with the best validation metric, for it and for all that is made of it."""
+        return max(RATES, key=lambda rate: self.store.results[f"{name}/original/{rate:g}/0"]["validation"])
+
+    def adapter_rate(self, name: str, kind: int) -> float:
+        found = self.store.results
+        return max(ADAPTER_RATES, key=lambda rate: found[f"{name}/adapter{kind}/{rate:g}/0"]["validation"])
+
+    def runs(self, keys: Sequence[str]) -> list[Result]:
+        """The results of all of them, or none."""
+        found = [self.store.results[key] for key in keys if key in self.store.results]
+        return found if len(found) == len(keys) else []
+
+    def arms(self, name: str, arm: str, share: int) -> list[Result]:
+        return self.runs([self.arm(name, arm, share, seed)[0] for seed in SEEDS])
+
+
+def run(bench: Bench, workers: int) -> None:
+    """Everything that has no result yet: half of each first, then the other sizes, then adapters."""
+
+    def do(jobs: Sequence[tuple[str, tuple[Any, ...]]]) -> None:
+        bench.store.run(dict(jobs), workers, _call)
+
+    half = SHARES[0]
+    for name in CASES:
+        do([bench.original(name, rate, 0) for rate in RATES])
+        do([bench.original(name, bench.rate(name), seed) for seed in SEEDS])
+        do([bench.arm(name, arm, half, seed) for seed in SEEDS for arm in (*ARMS, LONGER)])
+    for name, case in CASES.items():
+        do([bench.arm(name, arm, share, seed) for share in case.shares[1:] for seed in SEEDS for arm in ARMS])
+    for name in (name for name, case in CASES.items() if case.ranks):
+        do([bench.adapter(name, kind, rate, 0) for kind in range(3) for rate in ADAPTER_RATES])
+        do([bench.adapter(name, kind, bench.adapter_rate(name, kind), seed) for kind in range(3) for seed in SEEDS])
+
+
+def _call(work: Any, *given: Any) -> Result:
+    result: Result = work(*given)
+    return result
+
+
+def difference(ours: Sequence[Result], theirs: Sequence[Result], of: str = "after") -> tuple[float, float, float]:
+    """Mean difference of the metric with its 95 % interval; `of` says which of theirs."""
+    first = ours[0]["after"]
+    mine, other = (np.array([run[key]["values"] for run in runs]) for runs, key in ((ours, "after"), (theirs, of)))
+    if "truth" not in first:
+        return evidence.difference(mine.astype(float), other.astype(float))
+    truth = np.array(first["truth"])
+    return auroc_difference(ranked(mine, truth), ranked(other, truth))
+
+
+def points(gap: tuple[float, float, float]) -> str:
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * x for x in gap))
+
+
+def spread(runs: Sequence[Result], of: str = "after") -> str:
+    found = [100 * smaller.mean(run[of]) for run in runs]
+    return f"{mean(found):.1f} ± {stdev(found):.1f}"
+
+
+def verdict(gap: tuple[float, float, float]) -> str:
+    if gap[1] > -MARGIN:
+        return "not worse"
+    return "worse" if gap[2] < -MARGIN else "not shown"
