@@ -44,7 +44,6 @@ class LoadedModel:
         revision: The hub commit it came from.
         folder: The local folder it came from.
         notes: What was done to it that the recipe did not ask for word by word.
-        answers: Its head is the checkpoint's own, for just these labels.
     """
 
     model: PreTrainedModel
@@ -54,7 +53,6 @@ class LoadedModel:
     revision: str | None
     folder: Path | None
     notes: list[str] = field(default_factory=list)
-    answers: bool = False
 
 
 def load(
@@ -101,14 +99,12 @@ def load(
             quantized.check(config.quantization, device)
     bits = quantized.settings(config.quantization, DTYPES[precision]) if config.quantization and not meta else None
     notes: list[str] = []
-    answers = False
     if meta or config.weights == "random":
         model = _draw(config, shape, architecture, dtype, "meta" if meta else device, bits)
     else:
         model, drawn = _read(config, folder, shape, architecture, dtype, device, bits)
         if labels and architecture != "causal-lm":
             notes += filter(None, [vision.new_head(model, None if drawn else former, labels)])
-            answers = not drawn and not notes
     if pictures:
         size = words.size if words else image_size
         notes += words.notes if words else ()
@@ -131,7 +127,7 @@ def load(
         if words is not None and not pictures:
             model.generation_config.pad_token_id = words.pad_token_id
     revision = getattr(shape, "_commit_hash", None) or config.revision
-    return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder, notes, answers)
+    return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder, notes)
 
 
 def tokenizer(config: ModelConfig) -> PreTrainedTokenizerBase | None:

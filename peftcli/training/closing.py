@@ -73,7 +73,8 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
     The adapter is switched off where that was seen to give the base's outputs, else the base is loaded again.
     """
     _, encoded = material.held_out
-    if not config.training.baselines or encoded is None or not (_answers(material) or attached.loaded.answers):
+    answers = _answers(material) or not getattr(attached.loaded.model, "head_is_drawn", True)
+    if not config.training.baselines or encoded is None or not answers:
         return None
     if _undoes(attached, arithmetic(config, accelerator), accelerator.device):
         with attached.model.disable_adapter():

@@ -133,7 +133,7 @@ class Compress(Distilled):
             layers = {name: thing.layer for name, thing in again.items()}
             batches = self.settings.calibration_batches
             for name, moment in moments.visit(model, layers, _needed(calibration), batches):
-                yield name, again[name].tensors(plan.chosen[name], moment.mean)
+                yield name, again[name].tensors(plan.chosen[name], moment)
 
     def _tell(
         self,

@@ -158,7 +158,7 @@ def look(model: nn.Module, things: Sequence[Rebuildable], settings: Settings, ca
             )
             hint = "a larger method.calibration_batches, more training rows, or method.basis=weight"
             raise UserError(Mistake(what, "method.calibration_batches", hint=hint))
-        thing.look(moment.mean)
+        thing.look(moment)
 
 
 def plan(things: Sequence[Rebuildable], cost: Cost, share: float, worth: Mapping[str, float] | None = None) -> Plan:
@@ -201,7 +201,7 @@ def plan(things: Sequence[Rebuildable], cost: Cost, share: float, worth: Mapping
 
 @torch.no_grad()
 def sensitivities(model: nn.Module, things: Sequence[Rebuildable], calibration: Calibration) -> dict[str, float]:
-    """What all of each layer is worth by the loss: its rise where half of the ranks go, per share of energy lost."""
+    """What all of each layer is worth: how far the loss moves where half of the ranks go, per share of energy lost."""
 
     def loss() -> float:
         batches = list(islice(calibration.batches, LOSS_BATCHES))
@@ -217,7 +217,8 @@ def sensitivities(model: nn.Module, things: Sequence[Rebuildable], calibration: 
         kept = [(parameter, parameter.detach().clone()) for parameter, _ in changed]
         for parameter, value in changed:
             parameter.copy_(value)
-        found[thing.name] = (loss() - before) / max(1 - way.kept, maths.NEGLIGIBLE)
+        # Where nothing was learnt yet, as with a new head, the loss may fall too: what moves it counts.
+        found[thing.name] = abs(loss() - before) / max(1 - way.kept, maths.NEGLIGIBLE)
         for parameter, value in kept:
             parameter.copy_(value)
     model.train(was)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from peftcli.methods.rowcol import attention, convolution, maths, tucker
 from peftcli.methods.rowcol.attention import Projections
+from peftcli.methods.rowcol.moments import Moment
 from peftcli.methods.rowcol.usage import EPS, Usage
 from peftcli.models.compact.parts import Part
 
@@ -87,8 +88,8 @@ class Rebuildable(ABC):
         return [self.layer.weight]
 
     @abstractmethod
-    def look(self, C: Tensor | None) -> None:
-        """Find usage and ways from the second moment of the inputs; without one all directions count alike."""
+    def look(self, moment: Moment | None) -> None:
+        """Find usage and ways from the moment of the inputs; without one all directions count alike."""
 
     @abstractmethod
     def sketch(self) -> None:
@@ -107,7 +108,7 @@ class Rebuildable(ABC):
         """As `config.json` lists it."""
 
     @abstractmethod
-    def tensors(self, ranks: Sequence[int], C: Tensor | None) -> dict[str, Tensor]:
+    def tensors(self, ranks: Sequence[int], moment: Moment | None) -> dict[str, Tensor]:
         """The new module's tensors, in float64."""
 
     @abstractmethod
@@ -127,6 +128,7 @@ class Matrix(Rebuildable):
         super().__init__(name, name, layer)
         self.shape = (layer.weight.shape[0], layer.weight.shape[1:].numel())
         self._columns = torch.empty(0)
+        self._centre: Tensor | None = None
 
     @property
     def widest(self) -> int:
@@ -138,8 +140,22 @@ class Matrix(Rebuildable):
         """[O, I] in float64."""
         return maths.wide(self.layer.weight).flatten(1)
 
-    def look(self, C: Tensor | None) -> None:
+    def _seen(self, moment: Moment | None) -> tuple[Tensor | None, Tensor | None]:
+        """C, and the mean input where there is a bias: that makes up for what a smaller matrix does to the mean."""
+        if moment is None or self.layer.bias is None:
+            return (None if moment is None else moment.mean), None
+        return moment.mean - torch.outer(moment.centre, moment.centre), moment.centre
+
+    def _bias(self, smaller_OI: Tensor) -> Tensor | None:
+        """The bias [O] that goes with a smaller matrix."""
+        if self.layer.bias is None:
+            return None
+        bias_O = maths.wide(self.layer.bias)
+        return bias_O if self._centre is None else bias_O + (self.weight - smaller_OI) @ self._centre
+
+    def look(self, moment: Moment | None) -> None:
         """See the base."""
+        C, self._centre = self._seen(moment)
         self._columns, energies, into = maths.spaces(self.weight, C, self.widest)
         whole = sum(energies) or 1.0
         rows, columns = maths.rank_for(into, 1 - EPS), maths.rank_for(energies, 1 - EPS)
@@ -164,27 +180,37 @@ class Matrix(Rebuildable):
         """See the base."""
         return {"kind": "factors", "ranks": list(ranks)}
 
-    def tensors(self, ranks: Sequence[int], C: Tensor | None) -> dict[str, Tensor]:
+    def tensors(self, ranks: Sequence[int], moment: Moment | None) -> dict[str, Tensor]:
         """See the base."""
         U_OK = self._columns[:, : ranks[0]]
         factors = maths.Factors(U_OK, U_OK.mT @ self.weight).balanced()
         kernel = self.layer.weight.shape[2:]
         reduce = factors.reduce.view(ranks[0], -1, *kernel)
         expand = factors.expand.view(*factors.expand.shape, *[1] * len(kernel))
-        return _with_bias({"reduce.weight": reduce, "expand.weight": expand}, self.layer.bias)
+        return self._named([reduce, expand], factors.product())
+
+    def _named(self, kernels: Sequence[Tensor], smaller_OI: Tensor) -> dict[str, Tensor]:
+        names = ("reduce", "expand") if len(kernels) == 2 else ("reduce", "core", "expand")
+        named = {f"{name}.weight": kernel for name, kernel in zip(names, kernels, strict=True)}
+        bias = self._bias(smaller_OI)
+        return named if bias is None else named | {"expand.bias": bias}
 
     def cut(self, ranks: Sequence[int]) -> list[tuple[nn.Parameter, Tensor]]:
         """See the base."""
         U_OK = self._columns[:, : ranks[0]]
-        return [(self.layer.weight, (U_OK @ (U_OK.mT @ self.weight)).view_as(self.layer.weight))]
+        smaller_OI = U_OK @ (U_OK.mT @ self.weight)
+        changed = [(self.layer.weight, smaller_OI.view_as(self.layer.weight))]
+        bias = self._bias(smaller_OI)
+        return changed if bias is None else [*changed, (self.layer.bias, bias)]
 
 
 class Window(Matrix):
     """A convolution with a window: as a matrix over patches, or by Tucker-2."""
 
-    def look(self, C: Tensor | None) -> None:
+    def look(self, moment: Moment | None) -> None:
         """See the base."""
-        super().look(C)
+        super().look(moment)
+        C, _ = self._seen(moment)
         self.ways += [Way(ranks, kept) for ranks, kept in tucker.kept(maths.wide(self.layer.weight), C)]
         self.ways = [way for way in self.ways if self.parameters(way.ranks) < self.parameters(())]
 
@@ -202,13 +228,14 @@ class Window(Matrix):
         first = self.layer.weight.shape[1] * ranks[0]
         return 2 * (extent.before * first + extent.after * (self.parameters(ranks) - first))
 
-    def tensors(self, ranks: Sequence[int], C: Tensor | None) -> dict[str, Tensor]:
+    def tensors(self, ranks: Sequence[int], moment: Moment | None) -> dict[str, Tensor]:
         """See the base."""
         if len(ranks) < 2:
-            return super().tensors(ranks, C)
-        kernels = tucker.kernels(maths.wide(self.layer.weight), C, *ranks)
-        named = {f"{name}.weight": k for name, k in zip(("reduce", "core", "expand"), kernels, strict=True)}
-        return _with_bias(named, self.layer.bias)
+            return super().tensors(ranks, moment)
+        C, self._centre = self._seen(moment)
+        reduce, core, expand = tucker.kernels(maths.wide(self.layer.weight), C, *ranks)
+        smaller_OIHV = torch.einsum("oq,qphv,pi->oihv", expand.flatten(1), core, reduce.flatten(1))
+        return self._named((reduce, core, expand), smaller_OIHV.flatten(1))
 
 
 class Heads(Rebuildable):
@@ -221,7 +248,7 @@ class Heads(Rebuildable):
         self.q, self.k, self.v, self.o = (getattr(module, f"{one}_proj") for one in "qkvo")
         self.width: int = module.head_dim
         self.heads: int = self.q.out_features // self.width
-        self._C: Tensor | None = None
+        self._moment: Moment | None = None
 
     @property
     def widest(self) -> int:
@@ -239,9 +266,9 @@ class Heads(Rebuildable):
         q, k, v, o = self.weights
         return Projections(q, k, v, o, self.q.bias, self.o.bias, self.v.bias)
 
-    def look(self, C: Tensor | None) -> None:
+    def look(self, moment: Moment | None) -> None:
         """See the base."""
-        self._C = C
+        self._C = C = None if moment is None else moment.mean
         q_k, v_o = (energies.tolist() for energies in attention.energies(self.given, self.heads, C))
         every = [maths.wide(one.weight) for one in (self.q, self.k, self.v)]
         _, energies, into = maths.spaces(torch.cat(every), C, 1)
@@ -272,7 +299,7 @@ class Heads(Rebuildable):
         """See the base."""
         return {"kind": "heads", "width": ranks[0]}
 
-    def tensors(self, ranks: Sequence[int], C: Tensor | None) -> dict[str, Tensor]:
+    def tensors(self, ranks: Sequence[int], moment: Moment | None) -> dict[str, Tensor]:
         """See the base."""
         found = attention.joint(self.given, self.heads, ranks[0], self._C)
         named = {f"{one}_proj.weight": getattr(found, one) for one in "qkvo"}
@@ -306,7 +333,3 @@ class Heads(Rebuildable):
 def _shares(energies: Sequence[float]) -> list[float]:
     whole = sum(energies) or 1.0
     return [sum(energies[:place]) / whole for place in range(1, len(energies) + 1)]
-
-
-def _with_bias(tensors: dict[str, Tensor], bias: Tensor | None) -> dict[str, Tensor]:
-    return tensors if bias is None else tensors | {"expand.bias": maths.wide(bias)}
