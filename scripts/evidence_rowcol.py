@@ -53,7 +53,7 @@ class Case:
         metric: What is counted, in points of a hundred.
         overrides: Of the small size.
         full: Of the full size.
-        steps: Of the original, and of each model made of it.
+        steps: Of each model made of the original, which has twice as many.
         shares: Per cents that it is made smaller to.
         targets: What adapters change.
         ranks: Of LoRA; of cores with as many trained numbers, and with a tenth.
@@ -111,16 +111,16 @@ class Bench:
         self.store = Store(out / f"evidence_rowcol{ending}.jsonl")
         self.folder = out / f"evidence_rowcol_originals{ending}"
 
-    def overrides(self, name: str, rate: float, seed: int) -> list[str]:
+    def overrides(self, name: str, rate: float, seed: int, times: int = 1) -> list[str]:
         case = CASES[name]
-        steps = f"training.max_steps={case.steps * (10 if self.full else 1)}"
+        steps = f"training.max_steps={times * case.steps * (10 if self.full else 1)}"
         return [*(case.full if self.full else case.overrides), *SHARED, steps, f"optim.lr={rate}", f"seed={seed}"]
 
     def place(self, name: str, rate: float, seed: int) -> Path:
         return self.folder / f"{name}-seed{seed}-{rate:g}"
 
     def original(self, name: str, rate: float, seed: int) -> tuple[str, tuple[Any, ...]]:
-        given = ["method=full", *self.overrides(name, rate, seed)]
+        given = ["method=full", *self.overrides(name, rate, seed, times=2)]
         job = (smaller.original, CASES[name].recipe, given, str(self.place(name, rate, seed)))
         return f"{name}/original/{rate:g}/{seed}", job
 
