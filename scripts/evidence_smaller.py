@@ -217,7 +217,9 @@ class _Rows:
 
     def __init__(self, config: Any):
         self.config = config
-        reader = config.model.name if config.model.source != "folder" else Path(config.model.name).name.split("-seed")[0]
+        reader = (
+            config.model.name if config.model.source != "folder" else Path(config.model.name).name.split("-seed")[0]
+        )
         self.key = repr((config.data, config.task, reader))
 
     def __eq__(self, other: object) -> bool:
