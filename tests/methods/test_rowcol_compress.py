@@ -247,9 +247,7 @@ def test_pruned_zeros_stay_out_of_the_bases():
         layer.weight[40:] *= 1e-8
         layer.weight[:, 30:] *= 1e-8
     small = layer.weight[40:].numel() + layer.weight[:40, 30:].numel()
-    whole = sum(
-        m.weight.numel() for n, m in base.model.named_modules() if n.endswith(("_proj", ".fc1", ".fc2")) and n
-    )
+    whole = sum(m.weight.numel() for n, m in base.model.named_modules() if n.endswith(("_proj", ".fc1", ".fc2")) and n)
     method, model = attach(base, prune=small / whole, target={"parameters": "55%"})
     assert "weights are zero before anything is looked at" in method.notes[0]
     factored = model.vit.layers[0].mlp.fc1
