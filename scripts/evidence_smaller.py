@@ -1,4 +1,4 @@
-"""The runs behind scripts/evidence_rowcol.py: an original, what is made of it, adapters; what each says of its test rows.
+"""Runs of scripts/evidence_rowcol.py: an original, what is made of it, adapters; what each says of its test rows.
 
 Every run goes through the parts of `peft train`. A row of pictures has the log-odds of the label that is looked for, or
 whether the answer is right; a row of text has the share of its answer's tokens that are likeliest.

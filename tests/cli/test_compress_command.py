@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
-import torch
 
-import peftcli
 from peftcli.artifacts.run_folder import RunFolder, run_folders
 from peftcli.methods.lora.settings import Settings as Lora
 from tests import pictures

@@ -1,4 +1,4 @@
-"""Cores on a base in few bits: bases of its own numbers, nothing of it moves, files fit the packed and the whole base."""
+"""Cores on a base in few bits: bases of its numbers, nothing of it moves, files fit the packed and the whole base."""
 
 from __future__ import annotations
 
