@@ -30,7 +30,11 @@ def table(costs: dict[str, Any]) -> Table | None:
     columns = ["Parameters", "not zero", "File", "FLOPs of a row", f"Memory, batch of {sizes[-1]}"]
     columns += [f"Median ms, batch of {size}" for size in sizes]
     columns += [f"p95, batch of {size}" for size in sizes]
-    return Table(_caption(costs, sizes), columns, [(row["form"], _cells(row, first, sizes, bool(costs.get("whole")))) for row in costs["rows"]])
+    return Table(
+        _caption(costs, sizes),
+        columns,
+        [(row["form"], _cells(row, first, sizes, bool(costs.get("whole")))) for row in costs["rows"]],
+    )
 
 
 def _caption(costs: dict[str, Any], sizes: list[str]) -> str:

@@ -38,7 +38,7 @@ def kept(W_OIHV: Tensor, C: Tensor | None) -> list[tuple[tuple[int, int], float]
         rows = P * window[0] * window[1]
         energies = torch.linalg.eigvalsh(seen.gram(rows)).flip(0).clamp_min(0)
         held = (energies.cumsum(0) / max(seen.whole, torch.finfo(torch.float64).tiny)).tolist()
-        found += [((P, Q), held[Q - 1]) for Q in _grid(outputs) if Q <= rows]
+        found += [((P, Q), held[Q - 1]) for Q in _grid(outputs) if rows >= Q]
     return found
 
 
