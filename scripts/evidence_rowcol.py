@@ -133,8 +133,11 @@ class Bench:
             return f"{name}/{arm}/{seed}", (smaller.original, CASES[name].recipe, ["method=full", *given], folder)
         given = ["method=rowcol", "method.mode=compress", f"method.target.parameters={share}%", *given]
         given += ["method.basis=weight"] if arm == SVD else []
-        timed = arm == OURS and share == SHARES[0] and seed == 0
-        return f"{name}/{arm}/{share}/{seed}", (smaller.smaller, CASES[name].recipe, given, arm == PRUNED, timed)
+        return f"{name}/{arm}/{share}/{seed}", (smaller.smaller, CASES[name].recipe, given, arm == PRUNED)
+
+    def timed(self, name: str) -> tuple[str, tuple[Any, ...]]:
+        _, (_, recipe, given, _) = self.arm(name, OURS, SHARES[0], 0)
+        return f"{name}/costs", (smaller.timed, recipe, given)
 
     def adapter(self, name: str, kind: int, rate: float, seed: int) -> tuple[str, tuple[Any, ...]]:
         case = CASES[name]
@@ -181,6 +184,7 @@ def run(bench: Bench, workers: int) -> None:
         do([bench.original(name, rate, 0) for rate in RATES])
         do([bench.original(name, bench.rate(name), seed) for seed in SEEDS])
         do([bench.arm(name, arm, half, seed) for seed in SEEDS for arm in (*ARMS, LONGER)])
+        do([bench.timed(name)])
     for name, case in CASES.items():
         do([bench.arm(name, arm, share, seed) for share in case.shares[1:] for seed in SEEDS for arm in ARMS])
     for name in (name for name, case in CASES.items() if case.ranks):
@@ -276,9 +280,9 @@ def cost_table(bench: Bench) -> str:
     """A model and a batch a line, at half of the backbone's parameters."""
     lines = []
     for name, case in CASES.items():
-        found = bench.store.results.get(bench.arm(name, OURS, SHARES[0], 0)[0], {}).get("costs")
-        if not found:
+        if f"{name}/costs" not in bench.store.results:
             continue
+        found = bench.store.results[f"{name}/costs"]
         before, after = found["rows"]
         held = [sum(row["memory"].values()) for row in (before, after)]
         for size, clock in after["latency"].items():

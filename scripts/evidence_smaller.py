@@ -98,21 +98,20 @@ def original(recipe: str, overrides: Sequence[str], folder: str) -> Result:
         return {**_both(found), "trained": trained(found.job.model), "seconds": round(seconds, 1)}
 
 
-def smaller(recipe: str, overrides: Sequence[str], pruned: bool = False, timed: bool = False) -> Result:
+def smaller(recipe: str, overrides: Sequence[str], pruned: bool = False) -> Result:
     """Make a model smaller, look at it, train it, look again.
 
     Args:
         recipe: As for the original.
         overrides: With the original's folder as the model.
         pruned: By magnitude, in place of what the recipe says.
-        timed: Also compare its costs with the original's, after training.
 
     Returns:
         `before` and `after` training, `validation`, `backbone` (parameters that are not zero), `figures` and `notes` of
-        the method, `costs` as a report has them.
+        the method.
     """
     from peftcli.methods.rowcol import costing
-    from peftcli.training import costs, loop, prepare
+    from peftcli.training import loop
 
     with _arm(pruned), _ready(recipe, overrides) as found:
         job = found.job
@@ -122,7 +121,7 @@ def smaller(recipe: str, overrides: Sequence[str], pruned: bool = False, timed: 
         job.method.finish(job.model)
         backbone = costing.backbone(job.model, found.attached.loaded.family)
         zeros = sum(int((mask == 0).sum()) for _, mask in getattr(job.method, "_masks", ()))
-        result = {
+        return {
             "before": before,
             **_both(found),
             "backbone": backbone - zeros,
@@ -131,12 +130,18 @@ def smaller(recipe: str, overrides: Sequence[str], pruned: bool = False, timed: 
             "attach_seconds": round(found.attach_seconds, 1),
             "seconds": round(seconds, 1),
         }
-        if timed:
-            batches = costs.batches_of(found.attached.probe)
-            chosen, device = prepare.arithmetic(job.config, job.accelerator), job.accelerator.device
-            forms = job.method.forms(job.model)
-            result["costs"] = costs.measure(job.model, forms, batches, chosen, device, PATIENCE)
-        return result
+
+
+def timed(recipe: str, overrides: Sequence[str]) -> Result:
+    """What a model costs that was made smaller, beside its original, as a report has it: `rows`."""
+    from peftcli.training import costs, prepare
+
+    with _ready(recipe, [*overrides, "training.max_steps=0"]) as found:
+        job = found.job
+        job.method.finish(job.model)
+        batches, chosen = costs.batches_of(found.attached.probe), prepare.arithmetic(job.config, job.accelerator)
+        forms = job.method.forms(job.model)
+        return costs.measure(job.model, forms, batches, chosen, job.accelerator.device, PATIENCE)
 
 
 def adapter(recipe: str, overrides: Sequence[str]) -> Result:
