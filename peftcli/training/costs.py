@@ -67,9 +67,11 @@ def measure(
         for batch in batches:
             if done and not _affordable(rows, done, _rows(batch), device):
                 continue
-            for row, form in zip(rows, forms, strict=True):
-                row["memory"] = _held(model, form, batch)
-            done[_rows(batch)] = _time(model, forms, batch, device, patience)
+            with _learning(model, forms, False):
+                for row, form in zip(rows, forms, strict=True):
+                    row["memory"] = _held(model, form, batch)
+            with _learning(model, forms, True):
+                done[_rows(batch)] = _time(model, forms, batch, device, patience)
     for place, row in enumerate(rows):
         row["latency"] = {str(size): found[place] for size, found in done.items()}
     model.train(was_training)
@@ -88,6 +90,21 @@ def batches_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         last = torch.channels_last  # as the image reader gives them
         found.append({n: t.contiguous(memory_format=last) if t.dim() == 4 else t for n, t in parts.items()})
     return found
+
+
+@contextmanager
+def _learning(model: nn.Module, forms: Sequence[Form], learning: bool) -> Iterator[None]:
+    """Within it all weights of all forms are trained ones, or none is: autocast keeps what it has cast of those alone,
+    and a form with more of them would seem faster, and larger."""
+    modules = [model, *(module for form in forms for module in form.modules.values())]
+    before = {p: p.requires_grad for module in modules for p in module.parameters() if p.is_floating_point()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(learning)
+        yield
+    finally:
+        for parameter, was in before.items():
+            parameter.requires_grad_(was)
 
 
 def _rows(batch: dict[str, Tensor]) -> int:
