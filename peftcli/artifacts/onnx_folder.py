@@ -95,17 +95,24 @@ def export_onnx(
     with atomic.folder(to) as partial:
         written = _files(partial, model, probes, int8, pt2)
         for name, exported in written.items():
-            drift = compare(outputs(exported, probes), told_NV, base_NV)
-            report["files"][name] = {
-                "bytes": sum(part.stat().st_size for part in partial.glob(f"{name}*")),
-                "drift": asdict(_near(drift) if name == FILE_INT8 else _within(drift, name)),
-                "latency": onnx_graph.latency(exported, _row(probes)),
-            }
+            report["files"][name] = _told_of(partial, name, exported, probes, told_NV, base_NV)
         report["measured_rows"] = _measure(tuned, {IN_PYTORCH: model, **written}, report["files"])
         _write_words(tuned, partial)
         lineage = adapter.portable(tuned.lineage) | {"onnx": report}
         adapter.describe(partial, lineage, card.onnx(lineage, tuned.tokenizer, _told(run)))
     return report | {"folder": str(to), "notes": notes}
+
+
+def _told_of(
+    folder: Path, name: str, exported: nn.Module, probes: list[dict[str, Tensor]], told_NV: Tensor, base_NV: Tensor
+) -> dict[str, Any]:
+    """A file's size, drift and latency."""
+    drift = compare(outputs(exported, probes), told_NV, base_NV)
+    return {
+        "bytes": sum(part.stat().st_size for part in folder.glob(f"{name}*")),
+        "drift": asdict(_near(drift) if name == FILE_INT8 else _within(drift, name)),
+        "latency": onnx_graph.latency(exported, _row(probes)),
+    }
 
 
 def _files(
