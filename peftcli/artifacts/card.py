@@ -110,7 +110,10 @@ def _auto(class_name: str) -> str:
 
 
 def _head(class_name: str) -> str:
-    """What registers a head that Transformers lacks."""
+    """What registers a head that Transformers lacks, or a model that was made smaller."""
+    if class_name.startswith("Compact"):
+        what = "what is smaller in it; peft merge RUN --to DIR --onnx needs none of it"
+        return f"\nimport peftcli\n\npeftcli.register_with_transformers()  # pip install peftcli: {what}\n"
     if class_name != "MambaForSequenceClassification":
         return ""
     return "from peftcli.models import mamba_gaps\n\nmamba_gaps.fill()  # pip install peftcli: the head is its own\n"

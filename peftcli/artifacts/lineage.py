@@ -58,7 +58,7 @@ def collect(
             lineage of one says nothing about its base's weights.
     """
     if base is not None:
-        base = {name: base[name] for name in adapted(model)}
+        base = {name: base[name] for name in adapted(model)} if isinstance(model, PeftModel) else base
     else:
         base = digests(model, adapted(model)) if isinstance(model, PeftModel) else {}
     return {

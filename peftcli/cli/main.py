@@ -21,6 +21,7 @@ COMMANDS = {
     "eval": "Measure a finished run again, on its own test rows or on others.",
     "predict": "Write a run's predictions for the rows of a file.",
     "merge": "Merge a run's adapter into its base and write a plain model folder.",
+    "compress": "Make a run's model, or a recipe's base, smaller from the spaces that it uses.",
     "config": "Show a recipe as it is composed, and where each value comes from.",
     "data": "Show what the model will see: counts, balance, lengths, duplicates, rows.",
     "estimate": "Count parameters and memory of a recipe without loading weights.",

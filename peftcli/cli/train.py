@@ -14,6 +14,7 @@ from peftcli.config import permission
 from peftcli.config.errors import CheckFailed, UserError
 
 if TYPE_CHECKING:
+    from peftcli.config.compose import Composed
     from peftcli.config.schema import LaunchConfig
 
 
@@ -48,16 +49,17 @@ def train(
             estimate(recipe, given, probe=False, as_json=as_json)
             return
         with permission.code(allow_code):
-            folder, report = _start(recipe, given, quiet)
-    _close(folder, report, as_json)
+            from peftcli.config.compose import compose
+
+            folder, report = begin(compose(recipe, given), quiet)
+    close(folder, report, as_json)
 
 
-def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
+def begin(composed: Composed, quiet: bool) -> tuple[Path, dict]:
+    """Make a run folder of a composed recipe and train it; returns the folder and the report."""
     from peftcli.artifacts.run_folder import RunFolder
-    from peftcli.config.compose import compose
     from peftcli.launch import processes as launch
 
-    composed = compose(recipe, given)
     for note in composed.notes:
         typer.echo(f"note: {note}", err=True)
     launch.check(composed.config.launch)
@@ -101,7 +103,8 @@ def _launch(folder: Path, config: LaunchConfig, quiet: bool) -> dict:
         raise
 
 
-def _close(folder: Path, report: dict, as_json: bool) -> None:
+def close(folder: Path, report: dict, as_json: bool) -> None:
+    """Say how a run ended, and what came of it."""
     stopped = report["run"]["status"] == "stopped"
     if as_json:
         typer.echo(json.dumps({**report, "folder": str(folder)}))

@@ -152,6 +152,12 @@ RULES = (
         "add model.quantization=null, or train an adapter: method=kpsvd or method=lora",
     ),
     Rule(
+        ("model.quantization", "method.mode"),
+        lambda kind, mode: kind is not None and mode in ("compress", "tie"),
+        "model.quantization holds matrices in few bits, and method.mode=compress or tie makes other ones",
+        "add model.quantization=null",
+    ),
+    Rule(
         ("method.init", "model.quantization"),
         lambda init, kind: kind is not None and init not in ("default", "gaussian"),
         "method.init needs the weights' own numbers, and model.quantization holds them in few bits",
@@ -300,10 +306,40 @@ RULES = (
         "for example method.energy=0.9",
     ),
     Rule(
-        ("method.worth", "method.budget"),
-        lambda worth, budget: worth != "energy" and budget is None,
+        ("method.worth", "method.budget", "method.mode"),
+        lambda worth, budget, mode: worth != "energy" and budget is None and mode != "compress",
         "method.worth says what a budget is spent on, and method.budget is not given",
         "add method.rank=auto and method.budget, or method.worth=energy",
+    ),
+    Rule(
+        ("method.mode", "method.target"),
+        lambda mode, target: mode == "compress" and len(target) != 1,
+        "method.mode=compress has one target: parameters, flops or latency",
+        "for example method.target.parameters=50%; ~method.target.flops takes one away",
+    ),
+    Rule(
+        ("method.target", "method.mode"),
+        lambda target, mode: bool(target) and mode != "compress",
+        "method.target is for method.mode=compress",
+        "add method.mode=compress, or remove method.target",
+    ),
+    Rule(
+        ("method.prune", "method.mode"),
+        lambda prune, mode: prune > 0 and mode != "compress",
+        "method.prune is for method.mode=compress",
+        "add method.mode=compress, or method.prune=0",
+    ),
+    Rule(
+        ("method.basis", "method.mode"),
+        lambda basis, mode: basis == "gradient" and mode == "compress",
+        "method.basis=gradient says what a core may learn, and method.mode=compress has none",
+        "method.basis=data or weight",
+    ),
+    Rule(
+        ("method.distill.weight", "method.distill.features", "method.distill.layerwise_steps", "method.mode"),
+        lambda weight, features, steps, mode: mode == "adapter" and (weight, features, steps) != (0.5, 1.0, 0),
+        "method.distill is for method.mode=compress and tie",
+        "add method.mode=tie, or leave method.distill out",
     ),
     Rule(
         ("method.layout", "method.mode"),

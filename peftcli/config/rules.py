@@ -6,11 +6,12 @@ import re
 import string
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Any
 
-from peftcli.config import paths, peft_types, sample_kinds
-from peftcli.config.errors import Mistake, nearest, unknown
+from peftcli.config import paths, peft_types, sample_kinds, targets
+from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.rule_table import METRICS, RULES, SCORED
 from peftcli.config.schema import SCHEMA_VERSION
 from peftcli.config.validate import SCHEMA_DEFAULT, UNREADABLE, Checked
@@ -54,7 +55,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "optim.final_share": (0, 1),
     "optim.clip_norm": (_TINY, inf),
     "training.epochs": (_TINY, inf),
-    "training.max_steps": (1, inf),
+    "training.max_steps": (0, inf),
     "training.batch_size": (1, inf),
     "training.batch_tokens": (1, inf),
     "training.micro_batch_size": (1, inf),
@@ -81,6 +82,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.max_rank": (1, inf),
     "method.loss_increase": (0, 1 - 1e-9),
     "method.iterations": (1, inf),
+    "method.prune": (0, 1 - 1e-9),
     "method.sparsity": (0, 1 - 1e-9),
     "method.wide": (1, inf),
     "method.floor": (0, inf),
@@ -101,6 +103,9 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.mask_lr": (_TINY, inf),
     "method.multiplier_lr": (_TINY, inf),
     "method.settle": (0, 1 - 1e-9),
+    "method.distill.weight": (0, 1),
+    "method.distill.temperature": (_TINY, inf),
+    "method.distill.features": (0, inf),
     "seed": (0, 2**32 - 1),
     "data.seed": (0, 2**32 - 1),
 }
@@ -113,6 +118,7 @@ AMOUNTS = {
     "method.last_blocks": 1,
     "method.few_blocks": 1,
     "method.chosen": 1,
+    "method.distill.layerwise_steps": 0,
 }
 """Lowest count where a whole number is a count and any other number a share; a share is above 0 and at most 1."""
 
@@ -121,7 +127,16 @@ def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
     found = [*_ranges(where), *_amounts(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return [*found, *_columns(where), *_metric(where), *_peft(where), *_samples(where), *_bundled(where)]
+    return [
+        *found,
+        *_no_step(where),
+        *_target(where),
+        *_columns(where),
+        *_metric(where),
+        *_peft(where),
+        *_samples(where),
+        *_bundled(where),
+    ]
 
 
 class _Where:
@@ -167,6 +182,24 @@ def _amounts(where: _Where) -> Iterator[Mistake]:
         if not fits:
             what = f"{key} is {value}, expected a count ({least} or more) or a share (above 0, up to 1.0 for all)"
             yield Mistake(what, where.of(key))
+
+
+def _no_step(where: _Where) -> Iterator[Mistake]:
+    """No step at all, where there is nothing to look at before the first."""
+    made_smaller = where.get("method.name") == "rowcol" and where.get("method.mode") == "compress"
+    if where.get("training.max_steps") == 0 and not made_smaller:
+        what = "training.max_steps is 0, expected 1 or more; only method.mode=compress of rowcol may take no step"
+        yield Mistake(what, where.of("training.max_steps"))
+
+
+def _target(where: _Where) -> Iterator[Mistake]:
+    """A target of an unknown name, or a share that is none; how many there are is a rule."""
+    target = where.get("method.target")
+    if isinstance(target, dict) and len(target) == 1 and all(isinstance(said, str) for said in target.values()):
+        try:
+            targets.read(target)
+        except UserError as error:
+            yield from (replace(mistake, where=where.of(mistake.where, "method.target")) for mistake in error.mistakes)
 
 
 def _range(low: float, high: float) -> str:

@@ -319,7 +319,7 @@ class TrainingConfig:
     epochs: float = 1.0
     """Passes over the training rows."""
     max_steps: int | None = None
-    """Stop after so many optimiser steps, whatever `epochs` says."""
+    """Stop after so many optimiser steps, whatever `epochs` says; 0 compresses a model without training it."""
     batch_size: int = 8
     """Rows an optimiser step sees, over all processes; more processes do not change it."""
     batch_tokens: int | None = None

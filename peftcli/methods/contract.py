@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import nn
@@ -39,6 +40,16 @@ class Capabilities:
 Loss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
 
 
+class Found(Protocol):
+    """What a method has found before the first step, in the run folder, so that a resumed run has the same."""
+
+    def read(self) -> tuple[dict[str, Any], dict[str, torch.Tensor]] | None:
+        """What `write` was given; None where that was not yet."""
+
+    def write(self, plain: dict[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Keep what can be JSON, and tensors by name."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """Training rows that a method may look at before it trains; the same in every process.
@@ -48,12 +59,14 @@ class Calibration:
         loss: The mean loss of a model on a batch, a scalar.
         batches_per_epoch: How many batches the training rows make.
         total_steps: Optimiser steps of the run.
+        found: Where what comes of looking at them can be kept; None where there is no run folder.
     """
 
     batches: Iterable[dict[str, torch.Tensor]]
     loss: Loss
     batches_per_epoch: int
     total_steps: int
+    found: Found | None = None
 
 
 @dataclass(frozen=True)
@@ -132,6 +145,20 @@ class Method(ABC):
         `value` is the task's metric on so many rows, 0 where that is not known.
         """
 
+    def batch_loss(self, model: nn.Module, batch: dict[str, torch.Tensor], loss: torch.Tensor) -> torch.Tensor:
+        """What is minimised on a micro-batch in place of the task's loss; right after the model's forward pass.
+
+        Args:
+            model: The bare model.
+            batch: What it has just seen.
+            loss: The task's loss, summed over the supervised positions; what comes back is a sum over them too.
+        """
+        return loss
+
+    def beside(self) -> list[nn.Module]:
+        """Modules that `batch_loss` computes with and that are no part of the model."""
+        return []
+
     def penalty(self, model: nn.Module) -> torch.Tensor | None:
         """A scalar added to the mean loss of every optimiser step, or None."""
         return None
@@ -149,6 +176,10 @@ class Method(ABC):
 
     def finish(self, model: nn.Module) -> None:
         """Called once after the last step, before the adapter is saved."""
+
+    def at_start(self, model: nn.Module) -> AbstractContextManager[nn.Module] | None:
+        """Within it the finished model is what training began with; None where that is the base. After `finish`."""
+        return None
 
     def forms(self, model: nn.Module) -> list[Form]:
         """The base first, then what it was made into; none where there is nothing to compare. After `finish`."""

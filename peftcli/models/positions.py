@@ -8,9 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import nn
+
+_selected: WeakKeyDictionary[nn.Module, torch.Tensor] = WeakKeyDictionary()
+"""Where logits are wanted now, by output embedding."""
 
 
 @contextmanager
@@ -31,8 +35,17 @@ def select(model: Any, mask_BL: torch.Tensor) -> Iterator[None]:
         return hidden_BLD[:, -selected_BL.shape[1] :][selected_BL], *rest
 
     # DistributedDataParallel passes no attribute on to what it wraps.
-    handle = getattr(model, "module", model).get_output_embeddings().register_forward_pre_hook(gather)
+    head = getattr(model, "module", model).get_output_embeddings()
+    handle = head.register_forward_pre_hook(gather)
+    _selected[head] = selected_BL
     try:
         yield
     finally:
         handle.remove()
+        del _selected[head]
+
+
+def selected(model: Any) -> torch.Tensor | None:
+    """The mask of the `select` that a plain model is within; None outside of one."""
+    head = model.get_output_embeddings()
+    return None if head is None else _selected.get(head)

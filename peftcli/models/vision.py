@@ -48,7 +48,7 @@ def resize_positions(model: Any, size: int) -> None:
 
 
 def new_head(model: Any, former: dict[int, str] | None, labels: list[str]) -> str:
-    """Draw the head anew where the checkpoint's own answers with other labels.
+    """Draw the head anew where the checkpoint's own answers with other labels; a new one is marked `head_is_drawn`.
 
     Args:
         model: As it was loaded, with a head for `labels`.
@@ -58,7 +58,8 @@ def new_head(model: Any, former: dict[int, str] | None, labels: list[str]) -> st
     Returns:
         What was done, for the user; empty where there was no head, or it has these labels in this order.
     """
-    if former is None or list(former.values()) == labels:
+    model.head_is_drawn = former is None or list(former.values()) != labels
+    if former is None or not model.head_is_drawn:
         return ""
     head = model.score if hasattr(model, "score") else model.classifier
     for linear in [module for module in head.modules() if isinstance(module, nn.Linear)]:

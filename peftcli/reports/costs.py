@@ -1,4 +1,7 @@
-"""What the model's forms cost, as the page's table shows it: the first one whole, the others as what they add to it."""
+"""What the model's forms cost, as the page's table shows it: the first one whole, the others as what they add to it.
+
+Where the model itself was rebuilt there is nothing beside it: every form is shown whole, with its share of the first.
+"""
 
 from __future__ import annotations
 
@@ -27,31 +30,42 @@ def table(costs: dict[str, Any]) -> Table | None:
     columns = ["Parameters", "not zero", "File", "FLOPs of a row", f"Memory, batch of {sizes[-1]}"]
     columns += [f"Median ms, batch of {size}" for size in sizes]
     columns += [f"p95, batch of {size}" for size in sizes]
-    return Table(_caption(costs, sizes), columns, [(row["form"], _cells(row, first, sizes)) for row in costs["rows"]])
+    return Table(
+        _caption(costs, sizes),
+        columns,
+        [(row["form"], _cells(row, first, sizes, bool(costs.get("whole")))) for row in costs["rows"]],
+    )
 
 
 def _caption(costs: dict[str, Any], sizes: list[str]) -> str:
     first, threads = costs["rows"][0]["form"], costs["threads"]
     turns = ", ".join(f"{costs['rows'][0]['latency'][size]['turns']} with {size}" for size in sizes)
     left = "".join(f" A batch of {size} would have taken too long or too much memory." for size in costs["left_out"])
+    if costs.get("whole"):
+        what = f"The model in each form, and in brackets its share of the {first}. FLOPs: "
+    else:
+        what = f"The model in each form; below the {first}, what is added to it. File: what is saved beside the base. "
+        what += "FLOPs: "
     return (
-        f"The model in each form; below the {first}, what is added to it. File: what is saved beside the base. FLOPs: "
-        "matrix products and convolutions. Memory: weights, and the most that tensors hold at once in a forward pass. "
-        f"Times: {costs['precision']} on {costs['device']}, threads: {threads}, all forms in turn ({turns} rows), and "
-        f"in brackets the share of the {first}'s in the same turn. Zeros that are held save nothing but space on "
-        f"disk.{left}"
+        f"{what}matrix products and convolutions. Memory: weights, and the most that tensors hold at once in a "
+        f"forward pass. Times: {costs['precision']} on {costs['device']}, threads: {threads}, all forms in turn "
+        f"({turns} rows), and in brackets the share of the {first}'s in the same turn. Zeros that are held save "
+        f"nothing but space on disk.{left}"
     )
 
 
-def _cells(row: dict[str, Any], first: dict[str, Any], sizes: list[str]) -> list[str]:
+def _cells(row: dict[str, Any], first: dict[str, Any], sizes: list[str], whole: bool) -> list[str]:
     def beside(value: Callable[[dict[str, Any]], float], shown: Callable[[float], str]) -> str:
         if row is first:
             return shown(value(first))
+        if whole:
+            return f"{shown(value(row))} ({value(row) / (value(first) or 1):.3f})"
         more = value(row) - value(first)
         return f"{'+' if more >= 0 else '−'}{shown(abs(more))}"
 
     cells = [beside(lambda r: r["parameters"], units.count), beside(lambda r: r["nonzero"], units.count)]
-    cells += [units.size(row["file_bytes"]), beside(lambda r: r["flops"], _operations)]
+    cells.append(beside(lambda r: r["file_bytes"], units.size) if whole else units.size(row["file_bytes"]))
+    cells.append(beside(lambda r: r["flops"], _operations))
     cells.append(beside(lambda r: r["memory"]["weights"] + r["memory"]["beside"], units.size))
     for size in sizes:
         found = row["latency"][size]

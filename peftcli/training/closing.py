@@ -73,7 +73,8 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
     The adapter is switched off where that was seen to give the base's outputs, else the base is loaded again.
     """
     _, encoded = material.held_out
-    if not config.training.baselines or encoded is None or not _answers(material):
+    answers = _answers(material) or not getattr(attached.loaded.model, "head_is_drawn", True)
+    if not config.training.baselines or encoded is None or not answers:
         return None
     if _undoes(attached, arithmetic(config, accelerator), accelerator.device):
         with attached.model.disable_adapter():
@@ -81,6 +82,16 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
     attached.model.to("meta")
     base = load_model(config, material, accelerator)
     return _evaluate(base.model, material, encoded, config, accelerator, generate=True)
+
+
+def at_start(attached: Attached, material: Material, config: RunConfig, accelerator: Accelerator) -> Evaluation | None:
+    """The model as training found it, on the held-out split; None where that was the base."""
+    _, encoded = material.held_out
+    as_it_was = attached.method.at_start(attached.model)
+    if encoded is None or as_it_was is None:
+        return None
+    with as_it_was as model:
+        return _evaluate(model, material, encoded, config, accelerator, generate=True)
 
 
 def _answers(material: Material) -> bool:
@@ -96,13 +107,14 @@ def _undoes(attached: Attached, chosen: str, device: torch.device) -> bool:
 
 
 def quality(
-    material: Material, config: RunConfig, tuned: Evaluation, base: Evaluation | None
+    material: Material, config: RunConfig, tuned: Evaluation, base: Evaluation | None, start: Evaluation | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """The quality table and the rows that the report shows one by one, wrong ones first."""
     split, encoded = material.held_out
     measured = [] if base is None else [Quality("untouched base", base.metrics, base.intervals)]
     if config.training.baselines:
         measured += material.task.baselines(material.splits)
+    measured += [] if start is None else [Quality("before training", start.metrics, start.intervals)]
     measured.append(Quality("tuned", tuned.metrics, tuned.intervals))
     table = {
         "metric": material.task.best_metric,

@@ -56,7 +56,8 @@ def measure(
         `rows`, one for each form: `form`, `parameters`, `nonzero`, `file_bytes`, `flops` of one row's matrix products,
         `memory` (bytes of `weights`, and the most that tensors `beside` them hold at once, with the largest batch);
         `latency` by rows in a batch, `median` and `p95` in milliseconds and `ratio`, the median of its share of the
-        base's time in the same turn. `precision`, `threads`, `device`; `left_out`, sizes of batches that were too much.
+        base's time in the same turn. `precision`, `threads`, `device`; `whole`, there is no base with something
+        beside it; `left_out`, sizes of batches that were too much.
     """
     was_training = model.training
     model.eval()
@@ -66,13 +67,16 @@ def measure(
         for batch in batches:
             if done and not _affordable(rows, done, _rows(batch), device):
                 continue
-            for row, form in zip(rows, forms, strict=True):
-                row["memory"] = _held(model, form, batch)
-            done[_rows(batch)] = _time(model, forms, batch, device, patience)
+            with _learning(model, forms, False):
+                for row, form in zip(rows, forms, strict=True):
+                    row["memory"] = _held(model, form, batch)
+            with _learning(model, forms, True):
+                done[_rows(batch)] = _time(model, forms, batch, device, patience)
     for place, row in enumerate(rows):
         row["latency"] = {str(size): found[place] for size, found in done.items()}
     model.train(was_training)
     about = {"precision": chosen, "device": device.type, "threads": torch.get_num_threads()}
+    about["whole"] = not isinstance(model, PeftModel)
     return {"rows": rows, **about, "left_out": [_rows(batch) for batch in batches if _rows(batch) not in done]}
 
 
@@ -86,6 +90,21 @@ def batches_of(batch: dict[str, Tensor]) -> list[dict[str, Tensor]]:
         last = torch.channels_last  # as the image reader gives them
         found.append({n: t.contiguous(memory_format=last) if t.dim() == 4 else t for n, t in parts.items()})
     return found
+
+
+@contextmanager
+def _learning(model: nn.Module, forms: Sequence[Form], learning: bool) -> Iterator[None]:
+    """Within it all weights of all forms are trained ones, or none is: autocast keeps what it has cast of those alone,
+    and a form with more of them would seem faster, and larger."""
+    modules = [model, *(module for form in forms for module in form.modules.values())]
+    before = {p: p.requires_grad for module in modules for p in module.parameters() if p.is_floating_point()}
+    try:
+        for parameter in before:
+            parameter.requires_grad_(learning)
+        yield
+    finally:
+        for parameter, was in before.items():
+            parameter.requires_grad_(was)
 
 
 def _rows(batch: dict[str, Tensor]) -> int:

@@ -134,7 +134,7 @@ def count(config: RunConfig, work: Workload) -> Estimate:
     shadow.start_stages(work.steps or STEPS)
     shapes = {"heaviest": work.heaviest, "mean": work.mean}
     held, measuring = {}, None
-    with ledger.pretending(shadow.model, device):
+    with ledger.pretending(shadow.modules(), device):
         shadow.as_in_training()
         for name, shape in shapes.items():
             held[name] = (shape, _held(config, shadow, shape, work.accumulates, device)) if shape else None
@@ -204,7 +204,7 @@ def _file_bytes(config: RunConfig, work: Workload, chosen: str) -> int:
     shadow = Shadow(config, work.task, chosen)
     shadow.method.finish(shadow.model)
     if shadow.method.saves == "adapter":
-        with ledger.pretending(shadow.model, "cpu"):
+        with ledger.pretending([shadow.model], "cpu"):
             tensors = get_peft_model_state_dict(shadow.model, save_embedding_layers=False)
     else:
         tied = getattr(shadow.model, "all_tied_weights_keys", {})

@@ -10,6 +10,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from typing import Any
 
 import torch
@@ -105,8 +106,8 @@ def _tensors(model: nn.Module) -> list[torch.Tensor]:
 
 
 @contextmanager
-def pretending(model: nn.Module, device: str) -> Iterator[None]:
-    """Within it a model of the meta device has fake tensors on a device, as do all tensors that are made there."""
+def pretending(models: Iterable[nn.Module], device: str) -> Iterator[None]:
+    """Within it models of the meta device have fake tensors on a device, as do all tensors that are made there."""
     made: dict[int, torch.Tensor] = {}
 
     def fake(tensor: torch.Tensor) -> torch.Tensor:
@@ -118,7 +119,7 @@ def pretending(model: nn.Module, device: str) -> Iterator[None]:
         return made[id(tensor)]
 
     with FakeTensorMode(allow_non_fake_inputs=True), torch.device(device):
-        for module in model.modules():
+        for module in chain.from_iterable(model.modules() for model in models):
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in tensors.items():
                     if tensor is not None:

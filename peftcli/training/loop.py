@@ -212,10 +212,10 @@ class StageLoop:
             last = index == len(batches) - 1
             with nullcontext() if last else accelerator.no_sync(self.model):
                 with job.arithmetic():
-                    loss = job.task.loss(self.model, batch)
-                scaled = loss.total * (accelerator.num_processes / max(weight, 1.0))
+                    loss = job.method.batch_loss(job.model, batch, job.task.loss(self.model, batch).total)
+                scaled = loss * (accelerator.num_processes / max(weight, 1.0))
                 accelerator.backward(scaled + self._penalty() if last else scaled)
-            total += loss.total.item()
+            total += loss.item()
         self._average()
         norm = self._clip(optim.clip_norm)
         tokens = sum(map(tokens_of, batches)) if mine else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Iterator
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from functools import partial
@@ -33,7 +34,10 @@ from peftcli.tasks.contract import Encoded, Task
 from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds
 from peftcli.training.feed import AheadFeed, AnyFeed, Feed, StreamFeed
+from peftcli.training.found import FoundFolder
 
+FOUND = "start"
+"""Folder in the run folder for what a method finds before the first step."""
 PROBES = 64
 """Rows that are tried at most until each trained tensor has had a gradient; the first does for nearly all methods."""
 
@@ -170,7 +174,7 @@ def build_feed(config: RunConfig, material: Material, accelerator: Accelerator) 
         material.train.lengths, settings.batch_size, settings.batch_tokens, settings.group_by_length,
         seeds.derive(config.seed, "order"), task.classes(material.train),
     )  # fmt: skip
-    steps = settings.max_steps or sampler.total_steps(settings.epochs)
+    steps = sampler.total_steps(settings.epochs) if settings.max_steps is None else settings.max_steps
     whole = (material.train, sampler, task, words, config, *place)
     return AheadFeed(*whole, workers=task.workers) if task.workers else Feed(*whole), steps
 
@@ -235,16 +239,18 @@ def attach(
     base = None if method.saves == "adapter" and method.capabilities.unloads else lineage.digests(loaded.model)
     chosen = arithmetic(config, accelerator)
     loss = _mean_loss(material.task, chosen, device)
-    calibration = Calibration(_Batches(feed, device), loss, feed.steps_per_epoch, steps)
+    found = FoundFolder(Path(accelerator.project_dir) / FOUND) if accelerator.project_dir else None
+    calibration = Calibration(_Batches(feed, device), loss, feed.steps_per_epoch, steps, found)
     with precision.autocast(chosen, device):
         before = checks.outputs(loaded.model, probe)
         seeds.start(config.seed, "init", "adapter")
-        model = method.attach(loaded.model, loaded.family, calibration).to(device)
-        found = Attached(loaded, model, method, probe, before, base)
+        with accelerator.main_process_first() if method.saves == "model" else nullcontext():
+            model = method.attach(loaded.model, loaded.family, calibration).to(device)
+        attached = Attached(loaded, model, method, probe, before, base)
         if method.capabilities.identity_at_start:
             share = checks.identity_start(before, checks.outputs(model, probe), chosen)
             detail = f"mean difference from the base {share:.2g} of the spread"
-            found.checks.append(_passed("identity-start", detail))
+            attached.checks.append(_passed("identity-start", detail))
     if config.training.gradient_checkpointing:
         loaded.model.activation_checkpointing_enable({"use_reentrant": False})
         # Transformers makes the embeddings' output need a gradient, for the reentrant kind; it would keep a graph of
@@ -253,11 +259,13 @@ def attach(
     for stage in method.stages(steps)[:1]:
         if stage.start:
             stage.start(model)
-    if not method.capabilities.trains:
-        return found
+    if not method.capabilities.trains or not steps:
+        return attached
     tensors, used = checks.dead_adapter(model, partial(loss, model), chain([probe], batches), config.seed)
-    found.checks.append(_passed("dead-adapter", f"all {tensors} trained tensors get a gradient ({used} probe batches)"))
-    return found
+    attached.checks.append(
+        _passed("dead-adapter", f"all {tensors} trained tensors get a gradient ({used} probe batches)")
+    )
+    return attached
 
 
 @dataclass(frozen=True)

@@ -227,8 +227,11 @@ class _Session:
         if forms := attached.method.forms(attached.model):
             rows, chosen = costs.batches_of(attached.probe), prepare.arithmetic(self.config, self.accelerator)
             report["costs"] = costs.measure(attached.model, forms, rows, chosen, self.accelerator.device)
+        start = None
+        if progress.step:
+            start = closing.at_start(attached, material, self.config, self.accelerator)
         base = closing.untouched(attached, material, self.config, self.accelerator)
-        report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base)
+        report["quality"], report["examples"] = closing.quality(material, self.config, tuned, base, start)
         report["labels"] = material.task.labels
         report["data"] = {**material.counts(), "notes": self._notes(material, attached, job)}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}

@@ -79,6 +79,10 @@ class Shadow:
             if stage.start:
                 stage.start(self.model)
 
+    def modules(self) -> list[nn.Module]:
+        """The model, and what its method computes with beside it."""
+        return [self.model, *self.method.beside()]
+
     def trained(self) -> list[nn.Parameter]:
         """The trained tensors."""
         return [p for p in self.model.parameters() if p.requires_grad]
@@ -103,7 +107,7 @@ class Shadow:
             for parameter in trained:
                 parameter.grad = torch.empty_like(parameter) if accumulates else None
             before = book.live
-            loss = self._loss(batch, device)
+            loss = self._loss(batch, device, learns=True)
             kept = book.live - before
             loss.backward()
             del loss
@@ -120,12 +124,14 @@ class Shadow:
         self.model.train()
         return book.peak
 
-    def _loss(self, batch: dict[str, torch.Tensor], device: str) -> torch.Tensor:
+    def _loss(self, batch: dict[str, torch.Tensor], device: str, learns: bool = False) -> torch.Tensor:
         """As the loop computes it."""
         with precision.autocast(self.precision, device):
-            return self.task.loss(self.model, batch).total
+            total = self.task.loss(self.model, batch).total
+            return self.method.batch_loss(self.model, batch, total) if learns else total
 
     def _batch(self, shape: Shape, device: str) -> tuple[dict[str, torch.Tensor], Ledger]:
         batch = self.task.blank(shape.rows, shape.length, device)
-        here: list[Any] = [*self.model.parameters(), *self.model.buffers(), *batch.values()]
+        tensors = (t for m in self.modules() for t in (*m.parameters(), *m.buffers()))
+        here: list[Any] = [*tensors, *batch.values()]
         return batch, Ledger(here, chosen=shape.learnt)

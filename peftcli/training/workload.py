@@ -142,9 +142,9 @@ def _pictures(config: RunConfig, material: prepare.Material) -> Workload:
     each = Shape(rows, size, rows)
     held_out = material.validation or material.test
     most = min(settings.eval_batch_size, len(held_out)) if held_out is not None else 0
-    steps = settings.max_steps or max(
-        1, math.ceil(settings.epochs * math.ceil(len(material.train) / settings.batch_size))
-    )  # type: ignore[arg-type]
+    steps = settings.max_steps
+    if steps is None:
+        steps = max(1, math.ceil(settings.epochs * math.ceil(len(material.train) / settings.batch_size)))
     return Workload(material.task, each, each, Shape(most, size, most) if most else None, accumulates, steps)
 
 
@@ -172,7 +172,7 @@ def _seen(config: RunConfig, train: Encoded, task: Task, held_out: Encoded | Non
     learnt = train.counts["trained_tokens"] / len(train)
     mean = Shape(usual, _padded(round(sum(lengths) / len(lengths))), max(1, round(usual * learnt)))
     measured = _of(held_out, held_out.by_length(settings.eval_batch_size)[0]) if held_out is not None else None
-    steps = settings.max_steps or sampler.total_steps(settings.epochs)
+    steps = sampler.total_steps(settings.epochs) if settings.max_steps is None else settings.max_steps
     return Workload(task, heaviest, mean, measured, accumulates, steps)
 
 

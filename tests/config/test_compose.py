@@ -43,6 +43,8 @@ def test_every_shipped_recipe_is_valid_and_says_what_it_is(recipe):
     assert "defaults:\n" in text
     method = composed.config.method
     named = "pissa" if getattr(method, "init", "").startswith("pissa") else method.name
+    if method.name == "rowcol" and (method.mode != "adapter" or recipe.endswith("-adapter")):
+        named = f"rowcol-{method.mode}"
     named = {"vit/emoji_meta": "meta", "vit/emoji_protonet": "protonet"}.get(recipe, named)  # by what they are called
     assert recipe in ("quickstart", "defects") or recipe.endswith(f"_{named}")
 

@@ -49,4 +49,20 @@ def test_a_recipe_is_rehearsed_with_random_weights(name: str, tmp_path: Path, mo
     folder = RunFolder.create(composed.config, composed.overrides)
     report = run(folder.path, quiet=True)
     assert report["run"]["status"] == "done"
-    assert [row["name"] for row in report["quality"]["rows"]] == ["majority class", "tuned"]
+    before = ["before training"] if "compress" in name else []
+    assert [row["name"] for row in report["quality"]["rows"]] == ["majority class", *before, "tuned"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in HUB if "imagenet_rowcol" in name])
+def test_the_full_size_is_counted_without_the_network(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    from peftcli.training.estimate import estimate
+
+    def refuse(*args: object, **kwargs: object) -> None:
+        raise AssertionError("asked the network")
+
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    found = estimate(compose(name, ["model.weights=random", "launch.device=cpu"]).config)
+    assert 0 < found.parameters["trainable"] <= found.parameters["total"]
+    assert found.peak < 24 * 2**30

@@ -1,12 +1,17 @@
-"""Cores in the contract matrix: bases from data, weights and gradients, all rank rules, every family."""
+"""Cores and compressed models in the contract matrix: all bases and rank rules, every family."""
 
 from __future__ import annotations
+
+import torch
 
 from peftcli.testing import tiny
 from peftcli.testing.contract import MethodContract
 from peftcli.testing.rows import Row
 
 HEAD, PICTURES = "sequence-classification", "image-classification"
+COMPRESS = {"mode": "compress", "target": {"parameters": "60%"}}
+WEIGHTS = {**COMPRESS, "basis": "weight"}  # a dozen positions show too little of the texts' models
+SMALLER = {"dtype": torch.float32}
 
 
 class TestContract(MethodContract):
@@ -26,4 +31,17 @@ class TestContract(MethodContract):
             architecture=PICTURES,
             recomputes=False,
         ),
+        Row("rowcol", COMPRESS, "compress-vit", base=tiny.vit, architecture=PICTURES, **SMALLER),
+        Row("rowcol", {**COMPRESS, "prune": 0.2}, "prune-dinov2", base=tiny.dinov2, architecture=PICTURES, **SMALLER),
+        Row(
+            "rowcol",
+            {**COMPRESS, "worth": "sensitivity"},
+            "compress-resnet",
+            base=tiny.resnet,
+            architecture=PICTURES,
+            recomputes=False,
+            **SMALLER,
+        ),
+        Row("rowcol", WEIGHTS, "compress-llama", **SMALLER),
+        Row("rowcol", {**WEIGHTS, "target": {"flops": "60%"}}, "compress-mamba", base=tiny.mamba, **SMALLER),
     )

@@ -5,12 +5,14 @@ Letters: as in peftcli/methods/sparse_adapter/layer.py.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from peftcli.methods.contract import Form
 from peftcli.methods.sparse_adapter import compaction
 from peftcli.reports import costs as shown
 from peftcli.testing import tiny
@@ -115,3 +117,15 @@ def test_a_batch_that_is_too_much_is_left_out_and_said(monkeypatch) -> None:
     table = shown.table(found)
     assert table is not None
     assert "A batch of 32 would have taken too long" in table.caption
+
+
+def test_what_is_trained_makes_no_form_larger():
+    """Autocast keeps its casts of trained weights, and of no others."""
+    base = tiny.vit(torch.float32)
+    frozen = Form("frozen", {"vit": copy.deepcopy(base.model.vit).requires_grad_(False)})
+    base.model.requires_grad_(True)
+    batches = costs.batches_of(base.batch)
+    found = costs.measure(base.model, [frozen, Form("trained", {})], batches, "bf16", torch.device("cpu"), 0.01)
+    assert found["rows"][0]["memory"] == found["rows"][1]["memory"]
+    assert all(p.requires_grad for p in base.model.parameters())
+    assert not any(p.requires_grad for p in frozen.modules["vit"].parameters())

@@ -21,7 +21,7 @@ class Option:
     """One way to have a layer.
 
     Attributes:
-        rank: Of its factors; None leaves the layer as it is.
+        rank: Of its factors, or the place of one of its ways where they have several ranks; None leaves it as it is.
         cost: In what the budget counts: parameters, operations, seconds.
         gain: What it keeps; in one unit for all layers.
     """

@@ -124,6 +124,32 @@ def spectrum(W_OI: Tensor, C_II: Tensor | None = None) -> Tensor:
     return torch.linalg.svdvals(_seen(W_OI, C_II))
 
 
+def spaces(W_OI: Tensor, C_II: Tensor | None, rank: int) -> tuple[Tensor, list[float], list[float]]:
+    """The column space as data sees it, and the energies on both sides.
+
+    Args:
+        W_OI: The weight.
+        C_II: Second moment of its inputs; None counts every direction alike.
+        rank: K.
+
+    Returns:
+        U [O, K], the leading directions of W C Wᵀ; the energies of all directions of the outputs, and of the inputs
+        (without C those of the row space, which are the same), falling.
+    """
+    W_OI = wide(W_OI)
+    if C_II is None:
+        U_OR, sigma, _ = torch.linalg.svd(W_OI, full_matrices=False)
+        energies = sigma.square().tolist()
+        return U_OR[:, :rank], energies, energies
+    into_I, Q_II = torch.linalg.eigh(wide(C_II))
+    into_I = into_I.clamp_min(NEGLIGIBLE * float(into_I[-1].clamp_min(0)))
+    if W_OI.shape[0] > W_OI.shape[1]:
+        U_OR, sigma, _ = torch.linalg.svd(W_OI @ (Q_II * into_I.sqrt()), full_matrices=False)
+        return U_OR[:, :rank], sigma.square().tolist(), into_I.flip(0).tolist()
+    out_O, U_OO = torch.linalg.eigh(W_OI @ C_II.double() @ W_OI.mT)
+    return U_OO.flip(1)[:, :rank], out_O.flip(0).clamp_min(0).tolist(), into_I.flip(0).tolist()
+
+
 def truncated(W_OI: Tensor, C_II: Tensor | None, rank: int) -> Factors:
     """The matrix of this rank with the least E|(W - W') x|², as U_K and U_Kᵀ W.
 

@@ -35,16 +35,23 @@ class Moment:
 
     Attributes:
         sum: Of x xᵀ over positions [I, I], float64.
+        first: Of x [I], float64.
         positions: How many there were.
     """
 
     sum: Tensor
+    first: Tensor
     positions: int = 0
 
     @property
     def mean(self) -> Tensor:
         """C [I, I]."""
         return self.sum / max(self.positions, 1)
+
+    @property
+    def centre(self) -> Tensor:
+        """The mean input [I]."""
+        return self.first / max(self.positions, 1)
 
 
 def width(layer: nn.Module) -> int:
@@ -99,7 +106,8 @@ def _pass(
     with ExitStack() as hooks:
         for name, layer in layers.items():
             size, device = width(layer), maths.place(next(layer.parameters()).device)
-            found[name] = Moment(torch.zeros(size, size, dtype=torch.float64, device=device))
+            made: dict[str, Any] = {"dtype": torch.float64, "device": device}
+            found[name] = Moment(torch.zeros(size, size, **made), torch.zeros(size, **made))
             hooks.callback(layer.register_forward_pre_hook(_adder(layer, found[name], mask)).remove)
         hooks.callback(model.train, training)
         model.eval()
@@ -118,6 +126,7 @@ def _adder(layer: Any, moment: Moment, mask: dict[str, Tensor | None]) -> Callab
         step = -(-len(x_NI) // POSITIONS) or 1
         x_NI = maths.wide(x_NI[::step])
         moment.sum.addmm_(x_NI.mT, x_NI)
+        moment.first += x_NI.sum(0)
         moment.positions += len(x_NI)
 
     return add

@@ -6,13 +6,14 @@ and not arithmetic.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods import contract
+from peftcli.methods import contract, distillation
 from peftcli.methods.contract import Calibration
 from peftcli.methods.rowcol import pairs
 from peftcli.methods.rowcol.pairs import Group
@@ -27,7 +28,7 @@ TIED_STAGES = 2
 """The last stages of the paper's ResNet share their matrices."""
 
 
-class Tie(contract.Method):
+class Tie(distillation.Distilled):
     """Ties a model's weights and trains it whole."""
 
     capabilities = contract.Capabilities(
@@ -50,29 +51,37 @@ class Tie(contract.Method):
         Raises:
             UserError: What `pairs.find` says; with `layout: halvit`, the base is no ResNet of bottlenecks.
         """
-        model = self._laid_out(model) if self.settings.layout == "halvit" else self._converted(model, family)
+        teacher, blocks = copy.deepcopy(model), distillation.blocks_of(model, family)
+        if self.settings.layout == "halvit":
+            model, stages = self._laid_out(model)
+            # Their blocks take more channels than the base's, and one more layer stands before them.
+            blocks = [name for name in blocks if not name.startswith(tuple(f"{stage}." for stage in stages))] + stages
+        else:
+            model = self._converted(model, family)
         for name, parameter in model.named_parameters():
             if parameter.is_floating_point():
                 parameter.data = parameter.data.float()
                 parameter.requires_grad_(not name.endswith(UNUSED))
+        self.taught_by(model, teacher, blocks)
         return model
 
-    def _laid_out(self, model: Any) -> nn.Module:
+    def _laid_out(self, model: Any) -> tuple[nn.Module, list[str]]:
         config = model.config
         if config.model_type != "resnet" or config.layer_type != "bottleneck":
             what = f"method.layout=halvit is a ResNet of bottlenecks, and the base is a {config.model_type}"
             raise UserError(Mistake(what, "method.layout", hint="model=resnet50, or method.layout=base"))
         stages = [f"{model.base_model_prefix}.encoder.stages.{place}" for place in range(len(config.depths))]
+        tied = stages[-TIED_STAGES:]
         kind, place = model_class(model.__class__), next(model.parameters()).device
         drawn = type(config)(**config.to_dict())
         drawn.__class__ = kind.config_class
-        drawn.parts = {name: {"kind": "halvit"} for name in stages[-TIED_STAGES:]}
+        drawn.parts = {name: {"kind": "halvit"} for name in tied}
         with torch.device(place):
             new: Any = kind(drawn)
         for weight in halvit.shared_matrices(new):
             nn.init.xavier_normal_(weight)
         self.notes.append("method.layout=halvit takes the base's shape alone: every weight is drawn anew")
-        return new  # type: ignore[no-any-return]
+        return new, tied
 
     def _converted(self, model: Any, family: Family) -> nn.Module:
         groups, left_out = pairs.find(model, family, self.settings.targets)

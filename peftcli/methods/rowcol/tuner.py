@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from peftcli.methods import contract
 from peftcli.methods.rowcol.adapter import PEFT_TYPE, Adapter
+from peftcli.methods.rowcol.compress import Compress
 from peftcli.methods.rowcol.settings import Settings
 from peftcli.methods.rowcol.tied import Tie
 
 __all__ = ["PEFT_TYPE", "Method"]
 
-MODES: dict[str, type[contract.Method]] = {"adapter": Adapter, "tie": Tie}
+MODES: dict[str, type[contract.Method]] = {"adapter": Adapter, "compress": Compress, "tie": Tie}
 
 
 class Method(contract.Method):
