@@ -324,7 +324,7 @@ likeliest where they stand, the mean over answers. All in points of a hundred, m
 - Made smaller by: `mode: compress` with `basis: data`; the same with `basis: weight`; the smallest weights of the same
   layers zero for good, so that as many numbers are left (they save no time). All are then trained with half of the
   original's steps and the same distillation (0.5 of the loss KL at temperature 2, blocks' outputs). Before: without.
-- Original, trained on: by the same number of steps, without distillation. What is made smaller has had these steps too.
+- Original, trained on: by the steps that what is made smaller has had too, without distillation.
 - Less the original's: with a 95 % interval (paired bootstrap over seeds and test rows). By 2 points: not worse where
   the interval lies above -2, worse where it lies below. Ours over it: the first line's lead over this one."""
 
