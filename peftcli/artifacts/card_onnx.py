@@ -101,6 +101,11 @@ def files(report: dict[str, Any]) -> list[str]:
         "The run may have measured itself in other arithmetic. "
         f"Milliseconds are of one row at a time on the machine that wrote this, threads: {report['threads']}. "
     )
+    if "model.pt2" in report["files"]:
+        what += (
+            "`model.pt2` is the same for PyTorch alone: `torch.export.load('model.pt2').module()(*inputs)`, the inputs "
+            "as tensors in the order of those above. "
+        )
     if "model.int8.onnx" in report["files"]:
         what += (
             "`model.int8.onnx` runs by the same lines; its weights are 8-bit and its activations rounded as they come."

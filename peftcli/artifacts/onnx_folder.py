@@ -22,7 +22,7 @@ from peftcli.config.schema import RunConfig
 from peftcli.data.single import read_split
 from peftcli.methods import registry as methods
 
-FILE, FILE_INT8, LABELS = "model.onnx", "model.int8.onnx", "labels.json"
+FILE, FILE_INT8, FILE_PT2, LABELS = "model.onnx", "model.int8.onnx", "model.pt2", "labels.json"
 BOUND = 1e-3
 """Largest mean difference between ONNX Runtime and PyTorch at one position, as a share of the scores' spread. Both
 compute in float32, where models of this house differ by 1e-5 at most."""
@@ -41,6 +41,7 @@ def export_onnx(
     overrides: Sequence[str] = (),
     *,
     int8: bool = False,
+    pt2: bool = False,
     force: bool = False,
     overwrite: bool = False,
 ) -> dict[str, Any]:
@@ -54,6 +55,7 @@ def export_onnx(
         to: The new folder; it may be there if it is empty.
         overrides: As `peftcli.config.rerun.load` allows.
         int8: Write `model.int8.onnx` beside `model.onnx`.
+        pt2: Write `model.pt2` beside it, a program of `torch.export`.
         force: Use the base although its weights are not those that the adapter was trained on.
         overwrite: Replace an earlier export at `to`.
 
@@ -91,14 +93,9 @@ def export_onnx(
         "source": source,
     }
     with atomic.folder(to) as partial:
-        written = _files(partial, model, probes, int8)
+        written = _files(partial, model, probes, int8, pt2)
         for name, exported in written.items():
-            drift = compare(outputs(exported, probes), told_NV, base_NV)
-            report["files"][name] = {
-                "bytes": sum(part.stat().st_size for part in partial.glob(f"{name}*")),
-                "drift": asdict(_within(drift) if name == FILE else _near(drift)),
-                "latency": onnx_graph.latency(exported, _row(probes)),
-            }
+            report["files"][name] = _told_of(partial, name, exported, probes, told_NV, base_NV)
         report["measured_rows"] = _measure(tuned, {IN_PYTORCH: model, **written}, report["files"])
         _write_words(tuned, partial)
         lineage = adapter.portable(tuned.lineage) | {"onnx": report}
@@ -106,12 +103,27 @@ def export_onnx(
     return report | {"folder": str(to), "notes": notes}
 
 
+def _told_of(
+    folder: Path, name: str, exported: nn.Module, probes: list[dict[str, Tensor]], told_NV: Tensor, base_NV: Tensor
+) -> dict[str, Any]:
+    """A file's size, drift and latency."""
+    drift = compare(outputs(exported, probes), told_NV, base_NV)
+    return {
+        "bytes": sum(part.stat().st_size for part in folder.glob(f"{name}*")),
+        "drift": asdict(_near(drift) if name == FILE_INT8 else _within(drift, name)),
+        "latency": onnx_graph.latency(exported, _row(probes)),
+    }
+
+
 def _files(
-    folder: Path, model: nn.Module, probes: list[dict[str, Tensor]], int8: bool
-) -> dict[str, onnx_graph.Exported]:
-    """Write the graph, with 8-bit weights too if asked, and open what was written."""
+    folder: Path, model: nn.Module, probes: list[dict[str, Tensor]], int8: bool, pt2: bool
+) -> dict[str, nn.Module]:
+    """Write the graph, with 8-bit weights and as a program too if asked, and open what was written."""
     onnx_graph.write(model, _example(probes), folder / FILE)
-    found = {FILE: onnx_graph.Exported(folder / FILE)}
+    found: dict[str, nn.Module] = {FILE: onnx_graph.Exported(folder / FILE)}
+    if pt2:
+        onnx_graph.write_program(model, _example(probes), folder / FILE_PT2)
+        found[FILE_PT2] = onnx_graph.Program(folder / FILE_PT2)
     if int8:
         onnx_graph.quantise(folder / FILE, folder / FILE_INT8)
         found[FILE_INT8] = onnx_graph.Exported(folder / FILE_INT8)
@@ -141,11 +153,11 @@ def _plain(tuned: Tuned, config: RunConfig, probes: list[dict[str, Tensor]]) -> 
     return merged, check(drift, config.training.merge_tolerance, "merged", torch.float32), base_NV
 
 
-def _within(drift: Drift) -> Drift:
+def _within(drift: Drift, file: str) -> Drift:
     """Give back the drift. Raises CheckFailed `export-drift` beyond the bound."""
     if not drift.share <= BOUND:
         what = (
-            f"outputs of ONNX Runtime differ from PyTorch's by {drift.mean:.3g} in the mean and {drift.largest:.3g} at "
+            f"outputs of {file} differ from PyTorch's by {drift.mean:.3g} in the mean and {drift.largest:.3g} at "
             f"most, where their spread is {drift.spread:.3g}; at the worst position by {drift.share:.2%} of it, and "
             f"{BOUND:.2%} is allowed"
         )

@@ -123,6 +123,51 @@ def write(model: Any, batch: Mapping[str, Tensor], path: Path) -> None:
         program.save(path, external_data=size > LARGEST_FILE)
 
 
+class Program(nn.Module):
+    """A program of `torch.export` in place of the model that it was written from: same arguments, same `logits`.
+
+    Args:
+        path: The file.
+    """
+
+    def __init__(self, path: Path):
+        super().__init__()
+        self.program = torch.export.load(path).module()
+
+    def train(self, mode: bool = True) -> Program:
+        """A program has one mode, that in which it was written."""
+        return self
+
+    def forward(self, **batch: Tensor) -> SimpleNamespace:
+        return SimpleNamespace(logits=self.program(*batch.values()))
+
+
+def write_program(model: Any, batch: Mapping[str, Tensor], path: Path) -> None:
+    """Write a model's scores as a program of `torch.export`, which PyTorch runs without the model's code.
+
+    Args:
+        model: As for `write`.
+        batch: As for `write`.
+        path: The file.
+
+    Raises:
+        UserError: The model has no graph.
+    """
+    values = tuple(batch.values())
+    any_size = torch.export.Dim.AUTO
+    free = tuple({0: any_size} if tensor.dim() == 4 else {0: any_size, 1: any_size} for tensor in values)
+    model.eval().requires_grad_(False)
+    model.config.use_cache = False
+    with _quiet():
+        try:
+            program = torch.export.export(_Scores(model, list(batch)), values, dynamic_shapes=(free,), strict=False)
+        except Exception as error:  # each thing that cannot be followed fails in its own way
+            kind = model.config.model_type
+            what = f"a model of type {kind} cannot be exported: {_reason(error)}"
+            raise UserError(Mistake(what, "--pt2")) from error
+        torch.export.save(program, path)
+
+
 def quantise(path: Path, to: Path) -> None:
     """Write an ONNX file's matrices and convolutions with 8-bit weights; activations are rounded as they come.
 

@@ -33,7 +33,7 @@ def compress(
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the closing tables.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
 ) -> None:
-    """Rebuild a model smaller from the spaces that it uses on its rows, fine-tune it, and leave a run folder with it."""
+    """Rebuild a model smaller from the spaces that it uses on its rows, fine-tune it, and leave a run folder."""
     from peftcli.cli.train import begin, close
 
     given = [f"method.{one}" if one.startswith(SHORT) else one for one in overrides or []]

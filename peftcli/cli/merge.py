@@ -35,11 +35,13 @@ def merge(
         bool, typer.Option("--onnx", help="Write the merged model as ONNX instead; an adapter may stay unmerged in it.")
     ] = False,
     int8: Annotated[bool, typer.Option("--int8", help="With --onnx: also a file with 8-bit weights.")] = False,
+    pt2: Annotated[bool, typer.Option("--pt2", help="With --onnx: also a program that PyTorch alone runs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the measured differences as JSON.")] = False,
 ) -> None:
     """Merge a run's adapter into its base, compare both on held-out rows, and write a plain model folder (or ONNX)."""
-    if int8 and not onnx:
-        raise UserError("--int8 goes with --onnx")
+    for flag, given in (("--int8", int8), ("--pt2", pt2)):
+        if given and not onnx:
+            raise UserError(f"{flag} goes with --onnx")
     if onnx and dtype not in (Dtype.same, Dtype.fp32):
         raise UserError(f"--dtype {dtype.value}: an ONNX file is float32, and --int8 makes a smaller one beside it")
     from rich.console import Console
@@ -48,7 +50,7 @@ def merge(
         from peftcli.artifacts.onnx_folder import export_onnx
 
         with Console(stderr=True).status("exporting"):
-            report = export_onnx(run, to, overrides or [], int8=int8, force=force, overwrite=overwrite)
+            report = export_onnx(run, to, overrides or [], int8=int8, pt2=pt2, force=force, overwrite=overwrite)
         typer.echo(json.dumps(report)) if as_json else _print_onnx(report)
         return
     from peftcli.artifacts.export import export

@@ -152,6 +152,12 @@ RULES = (
         "add model.quantization=null, or train an adapter: method=kpsvd or method=lora",
     ),
     Rule(
+        ("model.quantization", "method.mode"),
+        lambda kind, mode: kind is not None and mode in ("compress", "tie"),
+        "model.quantization holds matrices in few bits, and method.mode=compress or tie makes other ones",
+        "add model.quantization=null",
+    ),
+    Rule(
         ("method.init", "model.quantization"),
         lambda init, kind: kind is not None and init not in ("default", "gaussian"),
         "method.init needs the weights' own numbers, and model.quantization holds them in few bits",

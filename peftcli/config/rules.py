@@ -6,11 +6,12 @@ import re
 import string
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import replace
 from math import inf, isfinite
 from typing import Any
 
-from peftcli.config import paths, peft_types, sample_kinds
-from peftcli.config.errors import Mistake, nearest, unknown
+from peftcli.config import paths, peft_types, sample_kinds, targets
+from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.rule_table import METRICS, RULES, SCORED
 from peftcli.config.schema import SCHEMA_VERSION
 from peftcli.config.validate import SCHEMA_DEFAULT, UNREADABLE, Checked
@@ -188,6 +189,16 @@ def _no_step(where: _Where) -> Iterator[Mistake]:
     if where.get("training.max_steps") == 0 and not made_smaller:
         what = "training.max_steps is 0, expected 1 or more; only method.mode=compress of rowcol may take no step"
         yield Mistake(what, where.of("training.max_steps"))
+
+
+def _target(where: _Where) -> Iterator[Mistake]:
+    """A target of an unknown name, or a share that is none; how many there are is a rule."""
+    target = where.get("method.target")
+    if isinstance(target, dict) and len(target) == 1 and all(isinstance(said, str) for said in target.values()):
+        try:
+            targets.read(target)
+        except UserError as error:
+            yield from (replace(mistake, where=where.of(mistake.where, "method.target")) for mistake in error.mistakes)
 
 
 def _range(low: float, high: float) -> str:

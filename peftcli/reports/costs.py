@@ -1,6 +1,6 @@
 """What the model's forms cost, as the page's table shows it: the first one whole, the others as what they add to it.
 
-Where the model itself was rebuilt there is nothing beside it, and every form is shown whole, with its share of the first.
+Where the model itself was rebuilt there is nothing beside it: every form is shown whole, with its share of the first.
 """
 
 from __future__ import annotations
@@ -47,10 +47,10 @@ def _caption(costs: dict[str, Any], sizes: list[str]) -> str:
         what = f"The model in each form; below the {first}, what is added to it. File: what is saved beside the base. "
         what += "FLOPs: "
     return (
-        f"{what}matrix products and convolutions. Memory: weights, and the most that tensors hold at once in a forward pass. "
-        f"Times: {costs['precision']} on {costs['device']}, threads: {threads}, all forms in turn ({turns} rows), and "
-        f"in brackets the share of the {first}'s in the same turn. Zeros that are held save nothing but space on "
-        f"disk.{left}"
+        f"{what}matrix products and convolutions. Memory: weights, and the most that tensors hold at once in a "
+        f"forward pass. Times: {costs['precision']} on {costs['device']}, threads: {threads}, all forms in turn "
+        f"({turns} rows), and in brackets the share of the {first}'s in the same turn. Zeros that are held save "
+        f"nothing but space on disk.{left}"
     )
 
 

@@ -56,8 +56,8 @@ def measure(
         `rows`, one for each form: `form`, `parameters`, `nonzero`, `file_bytes`, `flops` of one row's matrix products,
         `memory` (bytes of `weights`, and the most that tensors `beside` them hold at once, with the largest batch);
         `latency` by rows in a batch, `median` and `p95` in milliseconds and `ratio`, the median of its share of the
-        base's time in the same turn. `precision`, `threads`, `device`; `whole`, no base with something beside it; `left_out`, sizes of batches that
-        were too much.
+        base's time in the same turn. `precision`, `threads`, `device`; `whole`, there is no base with something
+        beside it; `left_out`, sizes of batches that were too much.
     """
     was_training = model.training
     model.eval()

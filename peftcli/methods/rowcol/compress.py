@@ -1,4 +1,4 @@
-"""The mode `compress`: a smaller model made of the spaces that the original uses, at a target, and trained as a whole."""
+"""The mode `compress`: a smaller model of the spaces that the original uses, at a target, and trained as a whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peftcli.config import targets
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
 from peftcli.methods.contract import Calibration, Form, Found
@@ -54,7 +55,7 @@ class Compress(Distilled):
             UserError: A mistaken target or one that cannot be reached, nothing to rebuild, or too few calibration rows.
             CheckFailed: `dead-target`; what `moments.visit` says.
         """
-        unit, share = planning.share_of(self.settings.target)
+        unit, share = targets.read(self.settings.target)
         self._original = copy.deepcopy(model).eval()
         blocks = blocks_of(model, family)
         model = self._smaller(model, family, calibration, unit, share)
@@ -172,7 +173,8 @@ class Compress(Distilled):
         """The original's modules in the place of the rebuilt ones; the model as it is."""
         outermost = [name for name in self._parts if not any(name.startswith(f"{one}.") for one in self._parts)]
         return [
-            Form("original", {name: self._original.get_submodule(name) for name in outermost}),
+            # In the type of what was made of them, so that bytes and times compare.
+            Form("original", {name: self._original.get_submodule(name).float() for name in outermost}),
             Form("compressed", {}),
         ]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -11,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from peftcli.config.errors import Mistake, UserError, unknown
+from peftcli.config.errors import Mistake, UserError
 from peftcli.methods.contract import Calibration
 from peftcli.methods.rowcol import budget, convolution, costing, maths, moments
 from peftcli.methods.rowcol.budget import Option
@@ -23,7 +22,6 @@ from peftcli.models import roles
 from peftcli.models.compact.layers import Tied
 from peftcli.models.family import Family
 
-TARGETS = ("parameters", "flops", "latency")
 READ_AS_THEY_ARE = {"ssm.dt": "Mamba reads its weight itself"}
 WITHOUT_ROTARY = ("vit",)
 """Families in whose attention nothing stands between q and k."""
@@ -46,30 +44,6 @@ class Plan:
     chosen: dict[str, tuple[int, ...]]
     worth: dict[str, float]
     cost: float
-
-
-def share_of(target: Mapping[str, str]) -> tuple[str, float]:
-    """The unit and the share that a recipe asks for.
-
-    Raises:
-        UserError: There is not just one target, of a known name, above 0 and below 100 %.
-    """
-    if len(target) != 1:
-        what = f"method.target has {len(target)} targets, expected one" if target else "method.target is missing"
-        raise UserError(Mistake(what, "method.target", TARGETS, hint="for example method.target.parameters=50%"))
-    ((unit, said),) = target.items()
-    key = f"method.target.{unit}"
-    if unit not in TARGETS:
-        raise UserError(unknown("target", unit, TARGETS, "method.target"))
-    number = re.fullmatch(r"\s*([0-9.]+)\s*(%?)\s*", str(said))
-    try:
-        share = float(number[1]) / (100 if number[2] else 1) if number else -1.0
-    except ValueError:
-        share = -1.0
-    if not 0 < share < 1:
-        what = f"{key} is {said}, expected a share of what there is: above 0 and below 100%"
-        raise UserError(Mistake(what, key, hint=f"for example {key}=50%"))
-    return unit, share
 
 
 def find(model: Any, family: Family, targets: Sequence[str]) -> tuple[list[Rebuildable], dict[str, str]]:
@@ -128,6 +102,8 @@ def _cannot(name: str, module: nn.Module, family: Family, is_shared: bool) -> st
         return "another layer uses its weight"
     if FUSED.fullmatch(name) or isinstance(module, nn.MultiheadAttention):
         return "several projections are fused in it"
+    if isinstance(module, nn.Linear) and type(module) is not nn.Linear:
+        return f"a {type(module).__name__} has no plain weight"
     if isinstance(module, nn.Conv1d) and module.groups == module.in_channels > 1:
         return "each channel has its own filter"
     return READ_AS_THEY_ARE.get(roles.role_of(name, family), "") or convolution.cannot(module)

@@ -3,8 +3,9 @@
 A kernel W [O, I, H, V] and the second moment C of its patches. Which input channels matter is judged by C summed over
 the window's places, M = L Lᵀ [I, I]: the leading directions of W L give R [P, I], what the first convolution computes.
 Given R, the best kernel over its outputs is the least-squares one, W_R = W C R̂ᵀ (R̂ C R̂ᵀ)⁻¹ with R̂ the same R at each
-place of the window, and the best Q directions of the outputs are the leading ones of W_R (R̂ C R̂ᵀ) W_Rᵀ. With the channels
-of R in order, one Cholesky decomposition of R̂ C R̂ᵀ serves every P: its leading block is that of the first P channels.
+place of the window, and the best Q directions of the outputs are the leading ones of W_R (R̂ C R̂ᵀ) W_Rᵀ. With the
+channels of R in order, one Cholesky decomposition of R̂ C R̂ᵀ serves every P: its leading block is that of the first P
+channels.
 
 Letters: O output channels, I input channels, H and V height and width of the window, P and Q inner channels.
 """
