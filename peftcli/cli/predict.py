@@ -40,7 +40,8 @@ def predict(
         typer.Option(help="Examples of each class for a few-shot run: FOLDER/CLASS/*.png, or rows with `label`."),
     ] = None,
     explain: Annotated[
-        bool, typer.Option("--explain", help="With --support: also which experts the examples chose, and their weights.")
+        bool,
+        typer.Option("--explain", help="With --support: also which experts the examples chose, and their weights."),
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Use a base with other weights than those of training.")
@@ -116,9 +117,7 @@ def _answers(tuned: Tuned, input: Path | None, text: str | None, progress: Calla
     return _Found(*answers.answer_file(tuned, input, progress))
 
 
-def _tell(
-    tuned: Tuned, found: _Found, shown: Shown | None, explain: bool, output: Path | None, as_json: bool
-) -> None:
+def _tell(tuned: Tuned, found: _Found, shown: Shown | None, explain: bool, output: Path | None, as_json: bool) -> None:
     """Write a file's answers where they belong, and what is to be known of them."""
     from peftcli.artifacts import answers, few_shot
 

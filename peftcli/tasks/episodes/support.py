@@ -91,7 +91,9 @@ def gather(task: EpisodesTask, rows: Rows, tokenizer: Any, policy: str) -> tuple
     if len(members) < 2:
         said = f"one class, {next(iter(members))!r}" if members else "no class"
         hint = "two classes or more, each with a folder of its own (pictures) or a value of its own in `label`"
-        raise UserError(Mistake(f"the support set has {said}, and there is nothing to tell it from", SUPPORT, hint=hint))
+        raise UserError(
+            Mistake(f"the support set has {said}, and there is nothing to tell it from", SUPPORT, hint=hint)
+        )
     for name, found in members.items():
         if len(found) > MOST:
             notes.append(f"support: {MOST} of {len(found)} rows of {name} are looked at, evenly drawn")
@@ -124,7 +126,9 @@ def answer(
     given, known, found = list(rows), task.known, []
     for start in range(0, len(given), size):
         part = given[start : start + size]
-        batch = {name: value.to(device) for name, value in task.inputs(_encoded(task, part, tokenizer), tokenizer).items()}
+        batch = {
+            name: value.to(device) for name, value in task.inputs(_encoded(task, part, tokenizer), tokenizer).items()
+        }
         chances_BC = few_shot.scores(few_shot.wide(model(**batch).logits), known.means_CD).softmax(1)
         for row, chances in zip(part, chances_BC.tolist(), strict=True):
             best = max(range(len(chances)), key=chances.__getitem__)

@@ -24,7 +24,8 @@ from peftcli.methods.episodes import Episode
 from peftcli.models import image_reader
 from peftcli.tasks import labels
 from peftcli.tasks.contract import Encoded, Loss, Task, bare, check_metric
-from peftcli.tasks.episodes import kept, measure, support
+from peftcli.tasks.episodes import kept, measure
+from peftcli.tasks.episodes import support as supports
 from peftcli.tasks.episodes.pool import Pool, gather
 from peftcli.tasks.images.gallery import hang
 from peftcli.tasks.prompts import Template
@@ -53,8 +54,8 @@ class EpisodesTask(Task):
         self.higher_is_better = config.best_metric != "loss"
         self._training: tuple[Pool, Any, str] | None = None
         self._kept: tuple[Tensor | None] | None = None
-        self.known: support.Known | None = None
-        """The classes that rows are taken for; within `support.shown` alone."""
+        self.known: supports.Known | None = None
+        """The classes that rows are taken for; within `supports.shown` alone."""
         self.rules = Rules(config.ways, config.support, config.class_support, config.queries)
 
     def reader(self, model: ModelConfig) -> Any:
@@ -216,7 +217,7 @@ class EpisodesTask(Task):
         """
         if self.known is None:
             raise UserError("a few-shot model needs examples of each class: give it --support FOLDER")
-        return support.answer(self, model, rows, tokenizer, batch_size, device)
+        return supports.answer(self, model, rows, tokenizer, batch_size, device)
 
     def show(self, encoded_row: Mapping[str, Any], tokenizer: Any) -> Text:
         """A task in a line: domain, classes and sizes."""
