@@ -87,15 +87,15 @@ class Shown:
         return sorted(found, key=lambda one: one["distance"])
 
 
-def task_of(tuned: Tuned) -> EpisodesTask:
-    """The run's task.
+def task_of(tuned: Tuned, asked: str = SUPPORT) -> EpisodesTask:
+    """The run's task, for what only a few-shot run has.
 
     Raises:
-        UserError: It is not few-shot.
+        UserError: It is not one.
     """
     if not isinstance(tuned.task, EpisodesTask):
-        what = f"{tuned.run.path} has learnt classes of its own, and takes no examples of others"
-        raise UserError(Mistake(what, SUPPORT, hint="a few-shot run does: peft train vit/emoji_smat"))
+        what = f"{tuned.run.path} has learnt one set of answers, and takes no few-shot tasks"
+        raise UserError(Mistake(what, asked, hint="a few-shot run does: peft train vit/emoji_smat"))
     return tuned.task
 
 

@@ -39,6 +39,7 @@ class EpisodesTask(Task):
     """Tells a task's classes apart by the mean feature of each; what is trained are the features."""
 
     base_answers = True
+    unit = "tasks"
 
     def __init__(self, config: EpisodesConfig, seed: int = 0):
         super().__init__(config, seed)
