@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from peftcli.artifacts.run_folder import RunFolder
 from peftcli.artifacts.tuned import Tuned
+from peftcli.config import rerun
 from peftcli.config.errors import Mistake, UserError, nearest
 from peftcli.data import support as rows_of_support
 from peftcli.data.images import places
@@ -55,7 +57,7 @@ class Shown:
         listed = ", ".join(list(counts)[:NAMED]) + (", ..." if len(counts) > NAMED else "")
         said = [f"support: {len(self.support.classes_N)} rows of {len(counts)} classes ({listed})"]
         if not self.experts:
-            return said
+            return [*said, "this run has no experts to choose from: its model is the same for every task"]
         weights_M = self.experts["weights"]
         if len(weights_M) == 1:
             return [*said, f"there is one expert, and its weight is 1; it changes {self._share(0)} of the weights"]
@@ -87,15 +89,29 @@ class Shown:
         return sorted(found, key=lambda one: one["distance"])
 
 
-def task_of(tuned: Tuned, asked: str = SUPPORT) -> EpisodesTask:
-    """The run's task, for what only a few-shot run has.
+def check(run: RunFolder, asked: str) -> None:
+    """Stop where an option is for few-shot runs and this is none, before anything is loaded.
 
     Raises:
-        UserError: It is not one.
+        UserError: It is none.
+    """
+    if rerun.load(run.config).task.type != "episodes":
+        raise _refused(run.path, asked)
+
+
+def _refused(path: Path, asked: str) -> UserError:
+    what = f"{path} has learnt one set of answers, and takes no few-shot tasks"
+    return UserError(Mistake(what, asked, hint="a few-shot run does: peft train vit/emoji_smat"))
+
+
+def task_of(tuned: Tuned) -> EpisodesTask:
+    """The run's task.
+
+    Raises:
+        UserError: The run is not few-shot.
     """
     if not isinstance(tuned.task, EpisodesTask):
-        what = f"{tuned.run.path} has learnt one set of answers, and takes no few-shot tasks"
-        raise UserError(Mistake(what, asked, hint="a few-shot run does: peft train vit/emoji_smat"))
+        raise _refused(tuned.run.path, SUPPORT)
     return tuned.task
 
 

@@ -55,15 +55,9 @@ def remeasure(
         rows = _some(tuned, rows, limit, notes)
     encoded = tuned.task.encode_split(rows, tuned.tokenizer)
     now = measure(tuned, tuned.model, encoded)
-    measured = [Quality("tuned", now.metrics, now.intervals)]
-    if baselines and splits is not None:
-        measured = [*tuned.task.baselines(replace(splits, test=rows)), *measured]
-    if tuned.task.architecture == "causal-lm" or tuned.task.base_answers:  # a new head has no answer of its own
-        with tuned.untouched() as base:
-            before = measure(tuned, base, encoded)
-        measured = [Quality("untouched base", before.metrics, before.intervals), *measured]
-    if also is not None:
-        measured += also(encoded)
+    simple = tuned.task.baselines(replace(splits, test=rows)) if baselines and splits is not None else []
+    measured = [*_base(tuned, encoded), *simple, Quality("tuned", now.metrics, now.intervals)]
+    measured += also(encoded) if also else []
     comparable = own and split == told["split"] and tuned.task.config == rerun.load(tuned.run.config).task
     rows_told = {row["name"]: row["metrics"] for row in told["rows"]}
     reported: dict[str, float] = rows_told.get("tuned", {}) if comparable and limit is None else {}
@@ -90,6 +84,15 @@ def remeasure(
         "forced_base": tuned.forced_base,
         "examples": now.examples,
     }
+
+
+def _base(tuned: Tuned, encoded: Encoded) -> list[Quality]:
+    """The untouched base, where it answers: a new head has no answer of its own."""
+    if tuned.task.architecture != "causal-lm" and not tuned.task.base_answers:
+        return []
+    with tuned.untouched() as base:
+        before = measure(tuned, base, encoded)
+    return [Quality("untouched base", before.metrics, before.intervals)]
 
 
 def _some(tuned: Tuned, rows: Rows, limit: int, notes: list[str]) -> Rows:

@@ -120,16 +120,16 @@ def _measured(
     """What `remeasure` finds; `few_shot` names the option that asks for a run of few-shot tasks."""
     from rich.console import Console
 
-    from peftcli.artifacts.few_shot import task_of
+    from peftcli.artifacts import few_shot as tasks
     from peftcli.artifacts.remeasure import remeasure
-    from peftcli.artifacts.tuned import open_tuned
+    from peftcli.artifacts.tuned import find, open_tuned
     from peftcli.training import few_shot as tuning
     from peftcli.training.prepare import use_cores
 
     with permission.code(allow_code), Console(stderr=True).status("measuring"):
-        tuned = open_tuned(run, given, force=force)
         if few_shot:
-            task_of(tuned, few_shot)
+            tasks.check(find(run), few_shot)
+        tuned = open_tuned(run, given, force=force)
         permission.require(tuned.config.task)
         use_cores(tuned.config.launch)
         said: list[str] = []
