@@ -60,20 +60,24 @@ class Shown:
             return [*said, "this run has no experts to choose from: its model is the same for every task"]
         weights_M = self.experts["weights"]
         if len(weights_M) == 1:
-            return [*said, f"there is one expert, and its weight is 1; it changes {self._share(0)} of the weights"]
+            return [
+                *said,
+                f"there is one expert, and its weight is 1; it changes {self.experts['density'][0]:.1%} of the weights",
+            ]
         order = sorted(range(len(weights_M)), key=lambda m: -weights_M[m])
         even = 1 / len(weights_M)
-        told = [f"expert {m + 1} with {weights_M[m]:.1%} (it changes {self._share(m)} of the weights)" for m in order]
-        said.append(f"of {len(weights_M)} experts it chose {', '.join(told[:NAMED])}; an equal share is {even:.1%}")
+        told = ", ".join(f"{m + 1} with {weights_M[m]:.1%}" for m in order[:NAMED])
+        said.append(
+            f"of {len(weights_M)} experts it chose {told}{', ...' if len(order) > NAMED else ''}; an equal share is {even:.1%}"
+        )
+        low, high = (f"{end(self.experts['density']):.1%}" for end in (min, max))
+        said.append(f"an expert changes {low if low == high else f'{low} to {high}'} of the weights")
         if weights_M[order[0]] - even < EVEN:
             said.append("the weights are all but equal: the router finds nothing special about these classes")
         if near := self._nearest():
             then = f", then {near[1]['domain']}" if len(near) > 1 else ""
             said.append(f"of the run's own tasks, those of {near[0]['domain']} chose most like it{then}")
         return said
-
-    def _share(self, m: int) -> str:
-        return f"{self.experts['density'][m]:.1%}"
 
     def _counts(self) -> dict[str, int]:
         classes = self.support.classes_N.tolist()

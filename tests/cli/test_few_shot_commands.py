@@ -70,7 +70,7 @@ def test_pictures_are_told_apart_by_a_few_examples_and_the_choice_is_explained(p
     run = finished("vit", "smat")
     asked = ("--support", place / "support", "--input", place / "new")
     result = peft("predict", run, *asked, "--explain", "--output", tmp_path / "out.csv")
-    assert_said(result, 0, "support: 9 rows of 3 classes (class0, class1, class2)", "of 3 experts it chose expert",
+    assert_said(result, 0, "support: 9 rows of 3 classes (class0, class1, class2)", "of 3 experts it chose ",
                 "an equal share is 33.3%", "of the run's own tasks, those of", "rows whose label is known")  # fmt: skip
     rows = list(csv.DictReader((tmp_path / "out.csv").open()))
     assert len(rows) == 12
