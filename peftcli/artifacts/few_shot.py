@@ -66,10 +66,8 @@ class Shown:
             ]
         order = sorted(range(len(weights_M)), key=lambda m: -weights_M[m])
         even = 1 / len(weights_M)
-        told = ", ".join(f"{m + 1} with {weights_M[m]:.1%}" for m in order[:NAMED])
-        said.append(
-            f"of {len(weights_M)} experts it chose {told}{', ...' if len(order) > NAMED else ''}; an equal share is {even:.1%}"
-        )
+        told = [f"{m + 1} with {weights_M[m]:.1%}" for m in order[:NAMED]] + ["..."] * (len(order) > NAMED)
+        said.append(f"of {len(order)} experts it chose {', '.join(told)}; an equal share is {even:.1%}")
         low, high = (f"{end(self.experts['density']):.1%}" for end in (min, max))
         said.append(f"an expert changes {low if low == high else f'{low} to {high}'} of the weights")
         if weights_M[order[0]] - even < EVEN:
