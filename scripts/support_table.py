@@ -21,7 +21,7 @@ from peftcli.testing import tiny  # noqa: E402
 from peftcli.testing.contract import MethodContract  # noqa: E402
 from peftcli.testing.rows import Row  # noqa: E402
 
-METHODS = ("sdt", "kpsvd", "sparse_adapter", "rowcol", "lora", "peft", "linear_probe", "full")
+METHODS = ("sdt", "kpsvd", "sparse_adapter", "rowcol", "smat", "lora", "peft", "linear_probe", "full")
 FAMILIES = {"mamba": tiny.mamba, "llama": tiny.llama, "vit": tiny.vit, "resnet": tiny.resnet}
 TESTED, MERGES, UNTESTED, NO = "yes", "yes, merges", "not tested", "no"
 STAR = r"\*"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from peftcli.config.schema import (
     RunConfig,
     TrainingConfig,
 )
+from peftcli.methods import episodes
 from peftcli.methods.episodes import Episode
 from peftcli.methods.smat.settings import Settings as Smat
 from peftcli.models import features
@@ -63,6 +64,29 @@ def episode(kind: str, ways: int = 3, shots: int = 3, queries: int = 2, seed: in
         ids[0, 6:] = 0
         inputs = {"input_ids": ids, "attention_mask": (ids != 0).long()}
     return Episode(inputs, classes, ways * shots, ways)
+
+
+@dataclass(frozen=True)
+class FewShot(Base):
+    """A base that is asked a whole task.
+
+    Attributes:
+        task: Its support is shown before its query is asked.
+    """
+
+    task: Episode
+
+    def outputs(self, model: Any) -> torch.Tensor:
+        return episodes.logits(model, self.task)
+
+    def loss(self, model: Any) -> torch.Tensor:
+        return episodes.loss(model, self.task)
+
+
+def base_of(kind: str, dtype: torch.dtype = torch.float64, architecture: str = "") -> FewShot:
+    """As the bases of `peftcli.testing.tiny`."""
+    base = headless(kind, dtype)
+    return FewShot(base.model, base.family, base.batch, base.targets, episode(kind, dtype=dtype))
 
 
 def make_domain(folder: Path, classes: int, rows: int, seed: int) -> Path:

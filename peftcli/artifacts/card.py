@@ -53,6 +53,9 @@ def adapter(lineage: dict[str, Any], kind: str, base_class: str, metrics: dict[s
 
 def model(lineage: dict[str, Any], kind: str, metrics: dict[str, dict[str, float]]) -> str:
     """The card of a whole model of the Transformers class `kind`."""
+    if _few_shot(lineage) and lineage.get("labels"):
+        code = card_episodes.merged(lineage, _prompt(lineage["task"]["prompt"]))
+        return _card(lineage, kind, "transformers", code, metrics)
     code = LOAD_MODEL.format(auto=_auto(kind), imports=_head(kind))
     code = card_pictures.reads(code) if _of_pictures(lineage) else code
     return _card(lineage, kind, "transformers", code + "\n".join(_ask(lineage, kind, whole=True)), metrics)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 PICTURES = """
@@ -35,10 +36,29 @@ with torch.no_grad(), adapted(model, support, classes, 2):
     means = prototypes(model(**support).logits, classes, 2)
     print(scores(model(**query).logits, means).argmax(1))"""
 
+MERGED = """\
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, AutoTokenizer
+
+model = AutoModel.from_pretrained(".").eval()  # "." is the folder of this file
+tokenizer = AutoTokenizer.from_pretrained(".")
+labels = {labels}
+prototypes = load_file("prototypes.safetensors")["prototypes"]
+
+ids = tokenizer({prompt}, return_tensors="pt").input_ids
+with torch.no_grad():
+    feature = model(input_ids=ids).last_hidden_state[0].mean(0)
+print(labels[torch.cosine_similarity(feature, prototypes).argmax().item()])
+"""
+"""Of one task of texts."""
+
 
 def facts(lineage: dict[str, Any]) -> dict[str, str]:
     """How the model was trained."""
     task = lineage["task"]
+    if labels := lineage.get("labels"):
+        return {"task": f"one few-shot task, of {task['reads']}", "labels": ", ".join(labels)}
     least, most = task["ways"]
     found = {"task": f"few-shot {task['reads']}, {least} to {most} classes at a time"}
     if task["reads"] == "pictures" and task["image_size"]:
@@ -49,3 +69,8 @@ def facts(lineage: dict[str, Any]) -> dict[str, str]:
 def ask(lineage: dict[str, Any]) -> list[str]:
     """Lines that put a task of two classes to the model."""
     return [PICTURES if lineage["task"]["reads"] == "pictures" else TEXTS, ASK]
+
+
+def merged(lineage: dict[str, Any], prompt: str) -> str:
+    """The lines that ask a merged model of texts; `prompt` is a Python expression."""
+    return MERGED.format(labels=json.dumps(lineage["labels"], ensure_ascii=False), prompt=prompt)

@@ -82,6 +82,9 @@ def _check(run: RunFolder, config: RunConfig) -> None:
     if method.saves == "model":
         hint = f"use it as it is, or copy it: {run.model}"
         raise UserError(Mistake(f"{run.path} trained a whole model, so there is no adapter to merge", hint=hint))
+    if not method.capabilities.merges and config.task.type == "episodes":
+        what = f"{run.path} has other weights for each few-shot task, so there is no merged model of it alone"
+        raise UserError(Mistake(what, hint="say which task, by some examples of each class: --support FOLDER"))
     if not method.capabilities.merges:
         kind = getattr(config.method, "type", "") or config.method.name
         what = f"an adapter of method {kind} is no change of the base's weights, so it cannot be merged into them"

@@ -96,11 +96,11 @@ def merge(
     with model.disable_adapter():
         base_NV = outputs(model, probes)
     merged = merged_in_float32(on_whole_base(model) if bits else model)
-    _cast(merged, dtype)
-    _cast(merged, arithmetic)
+    round_to(merged, dtype)
+    round_to(merged, arithmetic)
     found = {"merge": check(compare(outputs(merged, probes), tuned_NV, base_NV), tolerance, "merged", dtype, bits)}
     with atomic.folder(folder) as partial:
-        _cast(merged, dtype)
+        round_to(merged, dtype)
         adapter.write_model(merged, tokenizer, partial)
         cast(nn.Module, merged).to("meta")  # room for the copy that is read back
         again = adapter.load_model(kind, partial, dtype=arithmetic)
@@ -133,7 +133,7 @@ def on_whole_base(model: PeftModel) -> PeftModel:
             return PeftModel.from_pretrained(base, folder).eval()
 
 
-def _cast(model: nn.Module, dtype: torch.dtype) -> None:
+def round_to(model: nn.Module, dtype: torch.dtype) -> None:
     """Change the type of the weights; `Module.to` would round the rotary frequencies too.
 
     What Transformers keeps in float32 when it loads such a model stays so in the file (Mamba's `A_log`).

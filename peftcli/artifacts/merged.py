@@ -30,6 +30,9 @@ def open_merged(path: Path) -> Tuned:
     lineage = adapter.read_lineage(path)
     if not lineage.get("task"):
         raise UserError(Mistake(f"{path / adapter.LINEAGE} does not say what the model was trained for"))
+    if lineage["task"]["type"] == "episodes":
+        hint = f"ask it by the lines of {path / 'README.md'}, or ask the run: peft predict RUN --support FILE"
+        raise UserError(Mistake(f"{path} is the model of one few-shot task, with prototypes beside it", hint=hint))
     tree = {
         "model": {"name": str(path), "source": "folder"},
         "data": {"source": "files", "files": {"train": str(path)}},

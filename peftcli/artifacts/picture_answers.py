@@ -129,11 +129,11 @@ def _parts(questions: list[dict[str, Any]], whole: list[dict[str, Any]], size: i
 def _decoded(tuned: Tuned, part: Part) -> tuple[Part, list[Mistake]]:
     """The rows with their pixels, without those whose picture cannot be used."""
     good, bad, task = [], [], tuned.config.task
-    assert isinstance(task, ImageConfig)
+    animated = task.animated if isinstance(task, ImageConfig) else "error"
     for question, other in part:
         picture = question[places.COLUMN]
         try:
-            pixels = tuned.tokenizer.fit(read(source(picture), task.animated))
+            pixels = tuned.tokenizer.fit(read(source(picture), animated))
         except ImageProblem as problem:
             where = picture.get("file") or places.name(picture, question["row"])
             bad.append(Mistake(f"picture is {problem}", where))

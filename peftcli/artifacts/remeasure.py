@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -19,7 +19,12 @@ from peftcli.tasks.contract import Encoded, Evaluation, Quality
 
 
 def remeasure(
-    tuned: Tuned, overrides: Sequence[str], split: str = "", baselines: bool = False, limit: int | None = None
+    tuned: Tuned,
+    overrides: Sequence[str],
+    split: str = "",
+    baselines: bool = False,
+    limit: int | None = None,
+    also: Callable[[Encoded], list[Quality]] | None = None,
 ) -> dict[str, Any]:
     """Measure the tuned model and the untouched base.
 
@@ -30,6 +35,7 @@ def remeasure(
             overrides name such a split.
         baselines: Also what can be had without the model, which needs the training rows.
         limit: Measure so many rows at most, evenly drawn, and generate an answer to each of them.
+        also: More rows of the table, measured on the same split.
 
     Returns:
         `split`; `own_rows`, whether the rows are those of the run; `quality`, as in report.json; `reported`, what
@@ -42,18 +48,16 @@ def remeasure(
     """
     told = tuned.run.read_report()["quality"]
     split = split or _held_out(tuned, told["split"])
+    if limit is not None and tuned.task.unit == "tasks":
+        raise UserError("--limit counts rows, and this run is measured on few-shot tasks: --episodes N")
     rows, splits, own, notes = _rows(tuned, overrides, split, baselines)
     if limit is not None:
         rows = _some(tuned, rows, limit, notes)
     encoded = tuned.task.encode_split(rows, tuned.tokenizer)
     now = measure(tuned, tuned.model, encoded)
-    measured = [Quality("tuned", now.metrics, now.intervals)]
-    if baselines and splits is not None:
-        measured = [*tuned.task.baselines(replace(splits, test=rows)), *measured]
-    if tuned.task.architecture == "causal-lm" or tuned.task.base_answers:  # a new head has no answer of its own
-        with tuned.untouched() as base:
-            before = measure(tuned, base, encoded)
-        measured = [Quality("untouched base", before.metrics, before.intervals), *measured]
+    simple = tuned.task.baselines(replace(splits, test=rows)) if baselines and splits is not None else []
+    measured = [*_base(tuned, encoded), *simple, Quality("tuned", now.metrics, now.intervals)]
+    measured += also(encoded) if also else []
     comparable = own and split == told["split"] and tuned.task.config == rerun.load(tuned.run.config).task
     rows_told = {row["name"]: row["metrics"] for row in told["rows"]}
     reported: dict[str, float] = rows_told.get("tuned", {}) if comparable and limit is None else {}
@@ -66,6 +70,7 @@ def remeasure(
         "quality": {
             "metric": tuned.task.best_metric,
             "higher_is_better": tuned.task.higher_is_better,
+            "unit": tuned.task.unit,
             "split": split,
             "rows_measured": len(encoded),
             "rows_generated": len(now.examples),
@@ -79,6 +84,15 @@ def remeasure(
         "forced_base": tuned.forced_base,
         "examples": now.examples,
     }
+
+
+def _base(tuned: Tuned, encoded: Encoded) -> list[Quality]:
+    """The untouched base, where it answers: a new head has no answer of its own."""
+    if tuned.task.architecture != "causal-lm" and not tuned.task.base_answers:
+        return []
+    with tuned.untouched() as base:
+        before = measure(tuned, base, encoded)
+    return [Quality("untouched base", before.metrics, before.intervals)]
 
 
 def _some(tuned: Tuned, rows: Rows, limit: int, notes: list[str]) -> Rows:

@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from peftcli.config import permission
+from peftcli.config.errors import UserError
+
+if TYPE_CHECKING:
+    from peftcli.training.few_shot import Then
 
 
 class Split(StrEnum):
@@ -39,6 +43,18 @@ def eval(
     limit: Annotated[
         int | None, typer.Option(min=1, help="Measure so many rows at most, evenly drawn, and answer each of them.")
     ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(min=2, help="Of a few-shot run: measure so many tasks of each domain.")
+    ] = None,
+    then: Annotated[
+        str | None,
+        typer.Option(help="Of a few-shot run: also after fine-tuning each task's model by this method (lora, full)."),
+    ] = None,
+    then_lr: Annotated[
+        float | None,
+        typer.Option(min=0, help="Its learning rate; if not given it is chosen on tasks of validation classes."),
+    ] = None,
+    then_steps: Annotated[int, typer.Option(min=1, help="Its steps on the support of each task.")] = 50,
     output: Annotated[
         Path | None, typer.Option(help="Also write the result, with every example, to this file.")
     ] = None,
@@ -47,21 +63,21 @@ def eval(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
-    """Measure a finished run on its own held-out rows, or on others; the run's folder is only read."""
-    from rich.console import Console
+    """Measure a finished run on its own held-out rows, or on others; the run's folder is only read.
 
+    A few-shot run is measured on tasks of each domain (`--episodes`), and with `--then lora` also after fine-tuning the
+    model of each task on its support.
+    """
     from peftcli.artifacts import answers
-    from peftcli.artifacts.remeasure import remeasure
-    from peftcli.artifacts.tuned import open_tuned
-    from peftcli.training.prepare import use_cores
 
-    given = overrides or []
     answers.form(predictions)  # before anything is loaded
-    with permission.code(allow_code), Console(stderr=True).status("measuring"):
-        tuned = open_tuned(run, given, force=force)
-        permission.require(tuned.config.task)
-        use_cores(tuned.config.launch)
-        found = remeasure(tuned, given, split.value if split else "", baselines, limit)
+    given, wanted = list(overrides or []), split.value if split else ""
+    if episodes:
+        given.append(f"task.{'validation' if split == Split.validation else 'test'}_episodes={episodes}")
+    few_shot = "--then" if then else "--episodes" if episodes else ""
+    found = _measured(
+        run, given, wanted, baselines, limit, allow_code, force, _then(then, then_lr, then_steps), few_shot
+    )
     if output is not None:
         from peftcli.artifacts.atomic import write_json
 
@@ -76,6 +92,50 @@ def eval(
         typer.echo(f"result with every example: {output}")
     if predictions is not None:
         typer.echo(f"{len(found['examples'])} answered rows: {predictions}")
+
+
+def _then(method: str | None, lr: float | None, steps: int) -> Then | None:
+    from peftcli.training import few_shot
+
+    if method is None:
+        if lr is not None:
+            raise UserError("--then-lr goes with --then METHOD")
+        return None
+    then = few_shot.Then(method, lr, steps)
+    few_shot.check(then)
+    return then
+
+
+def _measured(
+    run: Path,
+    given: list[str],
+    split: str,
+    baselines: bool,
+    limit: int | None,
+    allow_code: bool,
+    force: bool,
+    then: Then | None,
+    few_shot: str,
+) -> dict[str, Any]:
+    """What `remeasure` finds; `few_shot` names the option that asks for a run of few-shot tasks."""
+    from rich.console import Console
+
+    from peftcli.artifacts import few_shot as tasks
+    from peftcli.artifacts.remeasure import remeasure
+    from peftcli.artifacts.tuned import find, open_tuned
+    from peftcli.training import few_shot as tuning
+    from peftcli.training.prepare import use_cores
+
+    with permission.code(allow_code), Console(stderr=True).status("measuring"):
+        if few_shot:
+            tasks.check(find(run), few_shot)
+        tuned = open_tuned(run, given, force=force)
+        permission.require(tuned.config.task)
+        use_cores(tuned.config.launch)
+        said: list[str] = []
+        also = tuning.measured(tuned, then, said) if then else None
+        found = remeasure(tuned, given, split, baselines, limit, also)
+        return found | {"notes": [*found["notes"], *said]}
 
 
 def _print(found: dict[str, Any]) -> None:

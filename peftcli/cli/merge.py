@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftcli.config.errors import UserError
+from peftcli.config.errors import Mistake, UserError
 
 
 class Dtype(StrEnum):
@@ -28,7 +28,13 @@ def merge(
         list[str] | None,
         typer.Argument(help="Where things are now: model.name=FOLDER, data.files.test=FILE."),
     ] = None,
-    dtype: Annotated[Dtype, typer.Option(help="Type of the saved weights; same is that of training.")] = Dtype.same,
+    support: Annotated[
+        Path | None,
+        typer.Option(help="Of a few-shot run: examples of each class, whose task the folder is made for."),
+    ] = None,
+    dtype: Annotated[
+        Dtype, typer.Option(help="Type of the saved weights; same is that of training, with --support fp32.")
+    ] = Dtype.same,
     force: Annotated[bool, typer.Option("--force", help="Use a base with other weights; it is recorded.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an earlier merge in that folder.")] = False,
     onnx: Annotated[
@@ -42,6 +48,9 @@ def merge(
     for flag, given in (("--int8", int8), ("--pt2", pt2)):
         if given and not onnx:
             raise UserError(f"{flag} goes with --onnx")
+    if onnx and support is not None:
+        hint = "merge it, and export the folder with the tools of your runtime"
+        raise UserError(Mistake("--onnx takes no --support yet", "--support", hint=hint))
     if onnx and dtype not in (Dtype.same, Dtype.fp32):
         raise UserError(f"--dtype {dtype.value}: an ONNX file is float32, and --int8 makes a smaller one beside it")
     from rich.console import Console
@@ -52,6 +61,15 @@ def merge(
         with Console(stderr=True).status("exporting"):
             report = export_onnx(run, to, overrides or [], int8=int8, pt2=pt2, force=force, overwrite=overwrite)
         typer.echo(json.dumps(report)) if as_json else _print_onnx(report)
+        return
+    if support is not None:
+        from peftcli.artifacts import few_shot_merge
+
+        with Console(stderr=True).status("merging"):
+            report = few_shot_merge.export(
+                run, to, support, overrides or [], dtype=dtype.value, force=force, overwrite=overwrite
+            )
+        typer.echo(json.dumps(report)) if as_json else _print_task(report)
         return
     from peftcli.artifacts.export import export
 
@@ -112,6 +130,23 @@ def _print_onnx(report: dict[str, Any]) -> None:
         typer.echo(f"forced: {len(report['forced_base'])} tensors of this base are not those that were trained on")
     typer.echo(f"milliseconds: one row at a time, threads: {report['threads']}")
     typer.echo(f"ONNX model, with lines of Python that run it in its README.md: {report['folder']}")
+
+
+def _print_task(report: dict[str, Any]) -> None:
+    for note in report["notes"]:
+        typer.echo(f"note: {note}")
+    if report["forced_base"]:
+        typer.echo(f"forced: {len(report['forced_base'])} tensors of this base are not those that were trained on")
+    drift, classes = report["reload"], report["classes"]
+    typer.echo(
+        f"read back, it gives all {report['rows']} rows of the support the class that the run gives them; the scores "
+        f"differ by {drift['largest']:.3g} at most, where their spread is {drift['spread']:.3g}"
+    )
+    if report["probability"] is not None:
+        typer.echo(f"probabilities differ by {report['probability']:.3g} at most: a linear head takes no cosines")
+    else:
+        typer.echo("its classes are the prototypes beside it; README.md has the lines of Python that ask it")
+    typer.echo(f"model of {len(classes)} classes ({', '.join(classes)}) in {report['dtype']}: {report['folder']}")
 
 
 def _print(report: dict[str, Any]) -> None:

@@ -14,7 +14,7 @@ GROUPS = ("data", "model", "launch")
 MEASURED = (
     "prompt", "completion", "max_length", "generated_rows", "max_new_tokens", "beams", "samples", "temperature",
     "top_p", "scoring", "answer", "program", "tests", "databases", "best_metric", "false_alarms",
-    "test_episodes",
+    "validation_episodes", "test_episodes",
 )  # fmt: skip
 TRAINING = ("eval_batch_size", "precision", "merge_tolerance")
 KEYS = (*(f"training.{name}" for name in TRAINING), *(f"task.{name}" for name in MEASURED))

@@ -29,7 +29,7 @@ def read_split(config: DataConfig, needed: list[str], split: str) -> tuple[Rows,
         UserError: The split is not there, or what `sources.load` complains of.
     """
     own = config.files.get(split)
-    if config.source == "files" and own is None:
+    if config.source == "domains" or (config.source == "files" and own is None):
         return _among_all(config, needed, split)
     if config.source == "files":
         rows = {key: count for key, count in config.rows.items() if key == split}

@@ -12,7 +12,7 @@ Sources: prototypical networks (Snell et al., 2017); cosine head and pre-trained
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -23,6 +23,8 @@ from torch import Tensor, nn
 
 SCALE = 10.0
 """Of the cosine."""
+AT_ONCE = 256
+"""Rows of a support set that go through the model together where nothing is learnt."""
 
 
 @dataclass(frozen=True)
@@ -60,17 +62,31 @@ def prototypes(features_ND: Tensor, classes_N: Tensor, ways: int) -> Tensor:
         ways: C.
     """
     member_CN = F.one_hot(classes_N, ways).T.to(features_ND.dtype)
-    return (member_CN / member_CN.sum(1, keepdim=True)) @ features_ND
+    with exactly(features_ND):
+        return (member_CN / member_CN.sum(1, keepdim=True)) @ features_ND
 
 
 def scores(features_ND: Tensor, prototypes_CD: Tensor) -> Tensor:
     """Ten times the cosine of each row with each prototype [N, C]."""
-    return SCALE * F.normalize(features_ND, dim=1) @ F.normalize(prototypes_CD, dim=1).T
+    with exactly(features_ND):
+        return SCALE * F.normalize(features_ND, dim=1) @ F.normalize(prototypes_CD, dim=1).T
+
+
+def exactly(features_ND: Tensor) -> AbstractContextManager:
+    """Arithmetic in the features' own type: in half precision cosines would tie."""
+    return torch.autocast(features_ND.device.type, enabled=False)
 
 
 def wide(features: Tensor) -> Tensor:
-    """At least float32: cosines of half precision would tie."""
+    """At least float32, as `exactly` needs them."""
     return features.to(torch.promote_types(features.dtype, torch.float32))
+
+
+def in_parts(features: Callable[[dict[str, Tensor]], Tensor], inputs: Mapping[str, Tensor]) -> Tensor:
+    """Features of many rows [N, D], so many at once as fit beside a model anywhere."""
+    rows = len(next(iter(inputs.values())))
+    parts = ({name: value[at : at + AT_ONCE] for name, value in inputs.items()} for at in range(0, rows, AT_ONCE))
+    return torch.cat([features(part) for part in parts])
 
 
 def adapted(model: Any, inputs: Mapping[str, Tensor], classes_N: Tensor, ways: int) -> AbstractContextManager:

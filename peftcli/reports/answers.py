@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any
 
-from peftcli.reports import units
+from peftcli.reports import experts, units
 from peftcli.reports.figures import FIRST, INK, QUIET, Drawing, draw, style
 
 if TYPE_CHECKING:
@@ -21,7 +21,8 @@ PICTURE = re.compile(r"data:image/png;base64,[A-Za-z0-9+/]+={0,2}")
 
 
 def figures(answers: dict[str, Any]) -> list[Drawing]:
-    """The drawings of `quality.answers` in report.json: `confusion` (labels, counts) and `reliability`, if there."""
+    """The drawings of `quality.answers` in report.json, if there: `confusion` (labels, counts), `reliability` and
+    `experts`."""
     drawn = []
     with style():
         confusion, bins = answers.get("confusion") or {}, answers.get("reliability") or []
@@ -29,6 +30,8 @@ def figures(answers: dict[str, Any]) -> list[Drawing]:
             drawn.append(_confusion([str(label) for label in confusion["labels"]], confusion["counts"]))
         if bins:
             drawn.append(_reliability(bins))
+        if answers.get("experts") and (drawing := experts.chosen(answers["experts"])):
+            drawn.append(drawing)
     return drawn
 
 

@@ -95,8 +95,9 @@ def training(steps: list[Row], validations: list[Row], metric: str = "") -> list
 def method(figures: list[Row]) -> list[Drawing]:
     """What a method shows of itself: ready SVG, `x` with one or several rows of `y`, or rows of numbers as `heat`.
 
-    `x` may be names; they become bars. `labels` is `{"x", "y", "series"}`, each optional; for `heat` its "y" names the
-    rows and its "value" what the numbers are.
+    `x` may be names; they become bars. `labels` is `{"x", "y", "series"}`, each optional; rows of one name in "series"
+    are thin lines of one colour. For `heat` its "y" names the rows, its "columns" the columns, which has each number
+    written out, and its "value" says what the numbers are.
     """
     drawn = []
     with style():
@@ -304,7 +305,8 @@ def _throughput(steps: list[Row]) -> Drawing | None:
         axes.set_ylim(bottom=0)
         _over_steps(axes, steps)
 
-    caption = f"Median {units.count(middle)} {counted} a second; slowest {units.count(min(ys) * scale)}."
+    said = units.count if middle >= 10 else units.number
+    caption = f"Median {said(middle)} {counted} a second; slowest {said(min(ys) * scale)}."
     title = f"{counted.capitalize()} a second. {caption}"
     return Drawing(f"Throughput ({unit}/s)", caption, draw(paint, "throughput", title))
 
@@ -333,16 +335,20 @@ def _chart(figure: Row, slug: str, name: str) -> str:
         raise ValueError(f"x has {len(x)} values, y has {', '.join(str(len(row)) for row in rows)}")
     named = [str(n) for n in labels.get("series") or []] + [""] * len(rows)
     bars = any(isinstance(value, str) for value in x)
+    once = list(dict.fromkeys(named[: len(rows)])) if any(named) else named
 
     def paint(axes: Axes) -> None:
         for index, row in enumerate(rows):
-            color = SERIES[index % len(SERIES)]
+            place = once.index(named[index]) if any(named) else index
+            color = SERIES[place % len(SERIES)]
             if bars:
                 thick = 0.8 / len(rows)
                 places = [place + (index - (len(rows) - 1) / 2) * thick for place in range(len(x))]
                 axes.barh(places, row, thick, color=color, label=named[index])
             else:
-                axes.plot(x, row, color=color, label=named[index])
+                many = bool(named[index]) and named.count(named[index]) > 1
+                label = named[index] if named.index(named[index]) == index else ""
+                axes.plot(x, row, color=color, label=label, alpha=0.45 if many else 1, linewidth=0.9 if many else 1.6)
         if bars:
             axes.set_yticks(range(len(x)), [_short(str(value)) for value in x])
             axes.invert_yaxis()
@@ -365,19 +371,26 @@ def _heat(figure: Row, slug: str, name: str) -> str:
     if len({len(row) for row in rows}) != 1:
         raise ValueError("the rows of a heat map must be of one length")
     named, shades = [str(label) for label in labels.get("y") or []], _shades(rows)
+    columns = [str(label) for label in labels.get("columns") or []]
 
     def paint(axes: Axes) -> None:
         for value, (share, cells) in sorted(shades.items()):
             corners = ([(x, y), (x + 1, y), (x + 1, y + 1), (x, y + 1), (x, y)] for x, y in cells)
             shape = Path.make_compound_path(*(Path(corner, closed=True) for corner in corners))
             shown = f"{value:.3g}" if len(shades) <= 6 or value in (min(shades), max(shades)) else ""
-            axes.add_patch(PathPatch(shape, facecolor=FIRST, alpha=share, linewidth=0, label=shown))
+            strength = 0.6 * share if columns else share  # numbers are to be read on it
+            axes.add_patch(PathPatch(shape, facecolor=FIRST, alpha=strength, linewidth=0, label=shown))
         axes.grid(visible=False)
         axes.set(xlim=(0, len(rows[0])), ylim=(len(rows), 0), xticks=[], xlabel=str(labels.get("x") or ""))
         every = math.ceil(len(rows) / 16)
         at = range(0, len(rows), every)
         axes.set_yticks([y + 0.5 for y in at], named[::every] if len(named) == len(rows) else [str(y) for y in at])
-        if shades:
+        if len(columns) == len(rows[0]):
+            axes.set_xticks([x + 0.5 for x in range(len(columns))], columns)
+            for y, row in enumerate(rows):
+                for x, value in enumerate(row):
+                    axes.text(x + 0.5, y + 0.5, f"{value:.2f}", ha="center", va="center", color=INK, fontsize=8)
+        elif shades:
             axes.legend(title=labels.get("value"), ncols=6, loc="lower center", bbox_to_anchor=(0.5, 1), handlelength=1)
 
     return draw(paint, slug, name, height=max(2.7, 0.18 * min(len(rows), 40)))

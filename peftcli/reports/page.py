@@ -81,6 +81,7 @@ def _content(run: Record) -> dict[str, Any]:
         "quality": table,
         "bars": bars,
         "ranges": any(cell.interval for _, cells in table.rows for cell in cells[bars:]),
+        "unit": quality.unit_of(report),
         "protocol": quality.protocol(report),
         "answer_figures": answers.figures(answered),
         "worst": answers.worst(answered),

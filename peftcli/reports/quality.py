@@ -20,6 +20,10 @@ SHARES = PROPORTIONS | {
     "recall_at_false_alarms", "calibration_error",
 }  # fmt: skip
 LOWER_IS_BETTER = frozenset({"loss", "perplexity", "calibration_error"})
+AFTER = "tuned, then "
+"""Begins the names of what a few-shot run's own model of each task became by fine-tuning."""
+PART = "accuracy_"
+"""Begins the names of the accuracy on some domains."""
 PASS = "pass_at_"
 """Begins the names of shares of programs that pass their tests."""
 TITLES = {
@@ -71,7 +75,8 @@ def difference(first: float, second: float, n: int) -> tuple[float, float]:
 
 def written(metric: str, value: float | None) -> str:
     """A metric's value as people write it: shares in percent, the rest as numbers."""
-    return units.percent(value) if metric in SHARES or metric.startswith(PASS) else units.number(value)
+    share = metric in SHARES or metric.startswith((PASS, PART))
+    return units.percent(value) if share else units.number(value)
 
 
 def title(metric: str) -> str:
@@ -181,11 +186,13 @@ def verdict(report: dict[str, Any]) -> str:
     values: dict[str, float] = {name: value for name, value in measured if _finite(value)}
     if "tuned" not in values:
         return "The tuned model was not measured on held-out rows, so this page cannot say whether tuning helped."
-    n = measured_rows(report, metric)
-    held_out = f"{n:,} held-out rows" if n else "held-out rows"
+    n, unit = measured_rows(report, metric), unit_of(report)
+    held_out = f"{n:,} held-out {unit}" if n else f"held-out {unit}"
+    values = {name: value for name, value in values.items() if not name.startswith(AFTER)}
     tuned = values.pop("tuned")
     if metric in PROPORTIONS:
-        start = f"The tuned model answers {units.percent(tuned)} of the {held_out} correctly"
+        whole = f"the {held_out}" if unit == "rows" else f"what the {held_out} ask"
+        start = f"The tuned model answers {units.percent(tuned)} of {whole} correctly"
     else:
         better = "higher is better" if higher_is_better(metric, quality) else "lower is better"
         start = f"On the {held_out} the tuned model's {title(metric)} is {written(metric, tuned)} ({better})"
@@ -197,11 +204,25 @@ def verdict(report: dict[str, Any]) -> str:
     others = ", ".join(f"{_article(name)} {written(metric, values[name])}" for name in told)
     gaps = (tuned - values[best],) * 2
     if metric in PROPORTIONS and n:
-        gaps = difference(tuned, values[best], n)
-    return f"{start}; {others}: {_conclusion(best, sorted(sign * gap for gap in gaps), n)}"
+        gaps = difference(tuned, values[best], n) if unit == "rows" else _of_intervals(report, metric, best)
+    return f"{start}; {others}: {_conclusion(best, sorted(sign * gap for gap in gaps), n, unit)}"
 
 
-def _conclusion(rival: str, gap: list[float], n: int | None) -> str:
+def unit_of(report: dict[str, Any]) -> str:
+    """What is counted where a model is measured: rows, or whole few-shot tasks."""
+    return str((report.get("quality") or {}).get("unit") or "rows")
+
+
+def _of_intervals(report: dict[str, Any], metric: str, rival: str) -> tuple[float, float]:
+    """The 95 % interval of the tuned model's lead, from the intervals over tasks; taken for independent, as above."""
+    rows = {row["name"]: row for row in report["quality"]["rows"]}
+    gap = rows["tuned"]["metrics"][metric] - rows[rival]["metrics"][metric]
+    ends = [rows[name].get("intervals", {}).get(metric) or (0.0, 0.0) for name in ("tuned", rival)]
+    half = math.hypot(*((high - low) / 2 for low, high in ends))
+    return gap - half, gap + half
+
+
+def _conclusion(rival: str, gap: list[float], n: int | None, unit: str) -> str:
     low, high = gap
     if low == high:  # no interval, so no more is said than which is ahead
         return f"{'the tuned model' if low > 0 else _article(rival)} is better." if low else "they are level."
@@ -211,7 +232,7 @@ def _conclusion(rival: str, gap: list[float], n: int | None) -> str:
         if rival == "untouched base":
             return "tuning made the model worse."
         return "the simple baseline wins here."
-    return f"{n:,} rows are too few to tell the tuned model and {_article(rival)} apart."
+    return f"{n:,} {unit} are too few to tell the tuned model and {_article(rival)} apart."
 
 
 def _article(name: str) -> str:

@@ -27,7 +27,7 @@ def table(report: dict[str, Any]) -> Table:
     rows = measured.counts.get(main)
     split = (report.get("quality") or {}).get("split", "test")
     view = Table(box=box.SIMPLE_HEAD, caption=Text(_below(report)), caption_justify="left", pad_edge=False)
-    view.add_column(Text(f"{split} split, {rows:,} rows" if rows else f"{split} split"))
+    view.add_column(Text(f"{split} split, {rows:,} {quality.unit_of(report)}" if rows else f"{split} split"))
     if _crowded(measured):
         _by_metric(view, measured)
     else:

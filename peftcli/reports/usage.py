@@ -35,10 +35,40 @@ def commands(run: Record) -> list[Usage]:
         entries.append(Usage("Repeat it", why, repeat))
     if not (run.report.get("adapter") or {}).get("path"):
         return entries
+    if _few_shot(run):
+        return [*entries, *_examples(run, quoted), *(_undo() if run.adapter_config else ())]
     pictures = (run.config.get("task") or {}).get("type") == "images"
     code = f"peft eval {quoted}\npeft predict {quoted} --input {'pictures/' if pictures else 'rows.jsonl'}"
     entries.append(Usage("Use it", f"Measure it again, or answer new {'pictures' if pictures else 'rows'}.", code))
     return entries + (_adapter(run, folder) if run.adapter_config else _model(run, folder))
+
+
+def _few_shot(run: Record) -> bool:
+    return (run.config.get("task") or {}).get("type") == "episodes"
+
+
+def _examples(run: Record, quoted: str) -> list[Usage]:
+    """What a few-shot run is for: classes of one's own, by some examples of each."""
+    pictures = (run.config.get("task") or {}).get("reads") != "text"
+    things, support = ("pictures/", "examples/") if pictures else ("rows.jsonl", "examples.csv")
+    kind = "a folder of pictures for each" if pictures else "rows with `text` and `label`"
+    return [
+        Usage(
+            "Use it",
+            f"Tell classes of your own apart by some examples of each ({kind}).",
+            f"peft predict {quoted} --support {support} --input {things} --explain",
+        ),
+        Usage(
+            "Measure it again",
+            "More tasks of each domain, directly and after fine-tuning the model of each task.",
+            f"peft eval {quoted} --episodes 600\npeft eval {quoted} --episodes 50 --then lora",
+        ),
+        Usage(
+            "Merge it",
+            "The plain model of one task; its answers are checked.",
+            f"peft merge {quoted} --support {support} --to merged",
+        ),
+    ]
 
 
 def _adapter(run: Record, folder: str) -> list[Usage]:
@@ -49,12 +79,18 @@ def _adapter(run: Record, folder: str) -> list[Usage]:
             "A plain model folder without any trace of PEFT; the difference to the unmerged model is checked.",
             f"peft merge {shlex.quote(folder)} --to merged",
         ),
+        *_undo(),
+    ]
+
+
+def _undo() -> list[Usage]:
+    return [
         Usage(
             "Undo it",
             "The base was never changed: without the folder adapter/ it is all there is. In Python, switch the adapter "
             "off for a while or take it out for good:",
             "with model.disable_adapter():\n    ...  # the base answers here\nbase = model.unload()",
-        ),
+        )
     ]
 
 

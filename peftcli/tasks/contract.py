@@ -125,6 +125,7 @@ class Task(ABC):
         labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
         image_size: Side in pixels of the pictures, where the recipe gives one.
         base_answers: The untouched base answers too where nothing is generated: it needs no head.
+        unit: What its measurements count: rows, or whole few-shot tasks.
         workers: Threads that make batches ahead of the step; 0 where there is nothing to make.
         repeats: Whether a row gives the model the same input in every epoch.
         notes: What it leaves out of its measurements, and why.
@@ -133,6 +134,7 @@ class Task(ABC):
 
     architecture: Literal["causal-lm", "sequence-classification", "image-classification"] = "causal-lm"
     image_size: int | None = None
+    unit: Literal["rows", "tasks"] = "rows"
     workers: int = 0
     base_answers: bool = False
     repeats: bool = True

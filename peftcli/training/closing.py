@@ -119,6 +119,7 @@ def quality(
     table = {
         "metric": material.task.best_metric,
         "higher_is_better": material.task.higher_is_better,
+        "unit": material.task.unit,
         "split": split,
         "rows_measured": 0 if encoded is None else len(encoded),
         "rows_generated": len(tuned.examples),

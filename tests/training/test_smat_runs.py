@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from peftcli.artifacts import adapter
 from peftcli.artifacts.remeasure import remeasure
@@ -108,18 +108,57 @@ def test_an_adapter_on_another_backbone_is_refused(make) -> None:
             adapter.load(few_shot.headless(kind, torch.float32).model, folder.adapter)
 
 
-@pytest.mark.slow
-def test_two_processes_follow_the_curve_of_one(make) -> None:
-    """With one expert nothing is drawn at random, so that both compute the same up to the order of additions."""
+def _start(folder) -> None:
     from peftcli.config import frozen
     from peftcli.launch import processes
 
+    processes.start(folder.path, frozen.load(folder.config).launch, quiet=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experts", [1, 2])
+def test_two_processes_follow_the_curve_of_one(make, experts) -> None:
+    """At so high a temperature the draw of the experts says nothing, so that both compute the same up to the order of
+    additions; the router learns nothing then that could be compared."""
     curves, weights = [], []
     for count in (1, 2):
-        folder = make(launch={"processes": count}, method=Smat(experts=1, sparsity=0.5))
-        processes.start(folder.path, frozen.load(folder.config).launch, quiet=True)
+        method = Smat(experts=experts, sparsity=0.5, router_temperature=(1e6, 1e6))
+        folder = make(launch={"processes": count}, method=method)
+        _start(folder)
         curves.append([row["loss"] for row in folder.metrics() if "loss" in row])
         weights.append(load_file(folder.adapter / "adapter_model.safetensors"))
     assert curves[1] == pytest.approx(curves[0], rel=1e-4)
-    for name, value in weights[0].items():
-        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-4)
+    # Together: AdamW makes whole steps of the rounding where a gradient is zero, as that of a key's bias.
+    one, two = (torch.cat([w[name].flatten() for name in sorted(w) if "smat_router" not in name]) for w in weights)
+    assert (two - one).norm() < 0.01 * one.norm()
+
+
+def _telling_worker(run: str, count: int, quiet: bool) -> None:
+    """A worker that leaves what it trained beside the run, by its number."""
+    from peftcli.training import loop
+    from peftcli.training.run import run as train
+
+    keep = loop._keep_best
+
+    def tell(job, progress) -> None:
+        trained = {name: value.detach().contiguous() for name, value in job.model.named_parameters() if "smat_" in name}
+        save_file(trained, Path(run) / f"rank{job.accelerator.process_index}.safetensors")
+        keep(job, progress)
+
+    loop._keep_best = tell
+    train(Path(run), quiet=quiet)
+
+
+@pytest.mark.slow
+def test_two_processes_have_the_same_weights_bit_for_bit(make, monkeypatch) -> None:
+    """Each draws its own noise and sees its own tasks; what both learn is one thing."""
+    from peftcli.launch import processes
+
+    monkeypatch.setattr(processes, "worker", _telling_worker)
+    folder = make(launch={"processes": 2}, method=Smat(experts=3, sparsity=0.5, stochastic=True))
+    _start(folder)
+    first, second = (load_file(folder.path / f"rank{rank}.safetensors") for rank in (0, 1))
+    assert first.keys() == second.keys()
+    assert {name.split(".smat_")[1].split(".")[0] for name in first} == {"delta", "logits", "multipliers", "router"}
+    assert [name for name in first if not torch.equal(first[name], second[name])] == []
+    assert any(value.any() for name, value in first.items() if "delta" in name)

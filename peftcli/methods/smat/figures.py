@@ -29,7 +29,8 @@ def all_of(tuner: SmatModel, family: Family, path: list[list[float]], target: fl
     found = [by_role(tuner, family, masks_KM, counts_K)]
     if deep := by_depth(tuner, family, masks_KM, counts_K):
         found.append(deep)
-    found.append(shared(masks_KM, counts_K))
+    if both := shared(masks_KM, counts_K):
+        found.append(both)
     return [*found, course(path, target)] if path else found
 
 
@@ -56,7 +57,7 @@ def by_role(tuner: SmatModel, family: Family, masks_KM: Tensor, counts_K: Tensor
         "title": "Weights that an expert changes, by layer",
         "x": names,
         "y": [[found[name] for name in names]],
-        "labels": {"x": "layer", "y": "share, mean over experts", "series": ["non-zero"]},
+        "labels": {"x": "layer", "y": "share, mean over experts"},
     }
 
 
@@ -75,29 +76,35 @@ def by_depth(tuner: SmatModel, family: Family, masks_KM: Tensor, counts_K: Tenso
         "title": "Weights that an expert changes, by depth",
         "x": list(range(1, len(found) + 1)),
         "y": [list(found.values())],
-        "labels": {"x": "block", "y": "share, mean over experts", "series": ["non-zero"]},
+        "labels": {"x": "block", "y": "share, mean over experts"},
     }
 
 
-def shared(masks_KM: Tensor, counts_K: Tensor) -> dict[str, Any]:
+def shared(masks_KM: Tensor, counts_K: Tensor) -> dict[str, Any] | None:
     """(d) What two experts both change, over what either does (weights in both over weights in either)."""
     overlap_MM = maths.overlap(masks_KM, counts_K)
     names = [str(m + 1) for m in range(len(overlap_MM))]
+    if len(names) == 1:
+        return None
+    others = overlap_MM[~torch.eye(len(names), dtype=torch.bool)]
     return {
         "title": "Overlap of the experts",
-        "x": names,
-        "y": [[round(float(v), 4) for v in row] for row in overlap_MM],
-        "labels": {"x": "expert", "y": "weights in both / weights in either", "series": names},
+        "caption": f"Weights that both of two experts change over those that either does: {float(others.min()):.2f} to "
+        f"{float(others.max()):.2f} between different ones; 0 would share nothing, 1 be the same expert twice.",
+        "heat": [[round(float(v), 4) for v in row] for row in overlap_MM],
+        "labels": {"x": "expert", "y": names, "columns": names},
     }
 
 
 def course(path: list[list[float]], target: float) -> dict[str, Any]:
-    """Sparsity after each step: of the densest expert, the mean, and what no expert changes."""
-    least = [min(row[:-1]) for row in path]
-    mean = [sum(row[:-1]) / (len(row) - 1) for row in path]
+    """Sparsity after each step: of each expert, and what no expert changes."""
+    experts = len(path[0]) - 1
+    last = path[-1]
     return {
         "title": "Sparsity",
+        "caption": "Share of the weights that stay the base's. At the end the densest expert leaves "
+        f"{min(last[:-1]):.1%} of them, where {target:.1%} was asked for, and all together leave {last[-1]:.1%}.",
         "x": list(range(1, len(path) + 1)),
-        "y": [least, mean, [row[-1] for row in path], [target] * len(path)],
-        "labels": {"x": "step", "y": "share", "series": ["densest expert", "mean expert", "all together", "target"]},
+        "y": [*zip(*path, strict=True), [target] * len(path)],
+        "labels": {"x": "step", "y": "share", "series": [*["each expert"] * experts, "all together", "target"]},
     }

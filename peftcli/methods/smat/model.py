@@ -19,7 +19,7 @@ from torch.func import functional_call
 from torch.nn.utils.stateless import _reparametrize_module
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods.episodes import Episode, prototypes, scores, wide
+from peftcli.methods.episodes import Episode, in_parts, prototypes, scores, wide
 from peftcli.methods.smat import maths, training
 from peftcli.methods.smat.config import SmatConfig
 from peftcli.methods.smat.layer import SmatLayer
@@ -119,9 +119,15 @@ class SmatModel(BaseTuner):
 
     def task_weights(self, inputs: Mapping[str, Tensor], classes_N: Tensor, ways: int) -> dict[str, Tensor]:
         """The weights for a support set, by name; at least float32."""
-        base_ND = self.base_features(inputs)
+        base_ND = in_parts(self.base_features, inputs)
         self.experts, _ = self.route(base_ND, classes_N, ways)
         return self.state.task_weights(self._name, self.weights(), self.masks() @ self.experts)
+
+    def chosen(self) -> dict[str, list[float]]:
+        """Of the last task: `weights` of the experts, and `density`, the share of the weights that each changes."""
+        assert self.experts is not None, "a task comes first"
+        density_M = 1 - maths.sparsity(self.masks(), self.counts())
+        return {"weights": self.experts.tolist(), "density": density_M.tolist()}
 
     @contextmanager
     def for_support(self, inputs: Mapping[str, Tensor], classes_N: Tensor, ways: int) -> Iterator[None]:

@@ -25,6 +25,7 @@ from peftcli.models import image_reader
 from peftcli.tasks import labels
 from peftcli.tasks.contract import Encoded, Loss, Task, bare, check_metric
 from peftcli.tasks.episodes import kept, measure
+from peftcli.tasks.episodes import support as supports
 from peftcli.tasks.episodes.pool import Pool, gather
 from peftcli.tasks.images.gallery import hang
 from peftcli.tasks.prompts import Template
@@ -38,6 +39,7 @@ class EpisodesTask(Task):
     """Tells a task's classes apart by the mean feature of each; what is trained are the features."""
 
     base_answers = True
+    unit = "tasks"
 
     def __init__(self, config: EpisodesConfig, seed: int = 0):
         super().__init__(config, seed)
@@ -53,6 +55,8 @@ class EpisodesTask(Task):
         self.higher_is_better = config.best_metric != "loss"
         self._training: tuple[Pool, Any, str] | None = None
         self._kept: tuple[Tensor | None] | None = None
+        self.known: supports.Known | None = None
+        """The classes that rows are taken for; within `supports.shown` alone."""
         self.rules = Rules(config.ways, config.support, config.class_support, config.queries)
 
     def reader(self, model: ModelConfig) -> Any:
@@ -104,7 +108,7 @@ class EpisodesTask(Task):
         name = rows["split"][0]
         fixed = {"validation": self.config.validation_episodes, "test": self.config.test_episodes}.get(name, 0)
         key = (self.config.seed, name)
-        pool = gather(rows, self._encoded(rows, tokenizer), self.rules, key, fixed, self.config.episodes)
+        pool = gather(rows, self.encode_rows(rows, tokenizer), self.rules, key, fixed, self.config.episodes)
         if name == "train":
             self._training = (
                 pool,
@@ -115,7 +119,8 @@ class EpisodesTask(Task):
             )
         return pool
 
-    def _encoded(self, rows: Rows, tokenizer: Any) -> Encoded:
+    def encode_rows(self, rows: Rows, tokenizer: Any) -> Encoded:
+        """Labelled rows one by one, without tasks over them."""
         if self.pictures:
             bare_rows = [self.encode(row, tokenizer) for row in _named(rows)]
             return hang(rows, bare_rows, tokenizer, originals=False)
@@ -205,12 +210,15 @@ class EpisodesTask(Task):
         return measure.evaluate(self, bare(model), encoded, tokenizer, device, precision, generate)
 
     def predict(self, model, rows: Iterable[Mapping[str, Any]], tokenizer, *, batch_size, device, precision="fp32"):
-        """Refused: without a support set there are no classes.
+        """The likeliest class of each row by the support set that was shown: `{"input", "predicted", "score",
+        "probabilities"}`.
 
         Raises:
-            UserError: Always.
+            UserError: None was: without one there are no classes.
         """
-        raise UserError("a few-shot model needs examples of each class: give it --support FOLDER")
+        if self.known is None:
+            raise UserError("a few-shot model needs examples of each class: give it --support FOLDER")
+        return supports.answer(self, model, rows, tokenizer, batch_size, device)
 
     def show(self, encoded_row: Mapping[str, Any], tokenizer: Any) -> Text:
         """A task in a line: domain, classes and sizes."""
