@@ -91,6 +91,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.final": (0, 1 - 1e-9),
     "method.guard": (0, inf),
     "method.experts": (1, inf),
+    "method.expert_choices": (1, inf),
+    "method.sparsity_choices": (0, 1 - 1e-9),
     "method.inner_lr": (0, inf),
     "method.teacher_steps": (0, inf),
     "method.teacher_lr": (_TINY, inf),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
-from peftcli.methods.contract import Calibration, Capabilities, Stage
+from peftcli.methods.contract import Calibration, Candidate, Capabilities, Stage
 from peftcli.methods.injection import inject
 from peftcli.methods.peft_types import PeftRow, register
 from peftcli.methods.smat import figures, maths
@@ -42,10 +42,15 @@ class Method(contract.Method):
     settings: Settings
 
     def __init__(self, settings: Settings):
-        super().__init__(settings)
+        super().__init__([settings, *settings.candidates()][-1])
+        self._open = settings.candidates()
         self._total, self._seen, self._stage = 1, 0, ""
         self._path: list[list[float]] = []
         self._family: Family | None = None
+
+    def candidates(self) -> list[Candidate]:
+        """Numbers of experts and sparsities, where either is auto."""
+        return [Candidate(one, one.told()) for one in self._open]
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract.
