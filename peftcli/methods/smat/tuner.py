@@ -23,9 +23,10 @@ from peftcli.models.family import Family
 
 PEFT_TYPE = PeftRow(NAME, SmatConfig, SmatModel)
 ADAPTER = "default"
-MASK_STEPS, MULTIPLIER_STEPS = 70.0, 3.1
-"""Rates of masks and multipliers times the run's length and over its experts: those of the released code (1e6 over 22
-million weights, and 0.002) at its 12,500 steps of 8 experts."""
+MASK_STEPS, MULTIPLIER_STEPS = 300.0, 15.0
+"""Rates of masks and multipliers times the run's length and over its experts: four times and five times those of the
+released code (1e6 over 22 million weights, and 0.002, at its 12,500 steps of 8 experts), with which experts are still a
+quarter to a third short of their sparsity at the end of a run of a hundred steps."""
 CLIP = {"masks": 5.0, "router": 1.0}
 """Largest gradient norms, as in the released code."""
 LAST_RATE = 1 / 3
