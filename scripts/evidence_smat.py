@@ -43,7 +43,7 @@ STEPS = 100
 PRE, META = "pre-trained prototypes", "dense meta-tuning"
 SMAT, FOUR, ONE, ALONE = "SMAT, 8 experts", "SMAT, 4 experts", "SMAT, 1 expert", "SMAT, 8 experts, no teacher"
 ROUTED = ["method.router_lr=1e-3", "method.router_temperature=[1.0,0.5]"]
-"""A router that learns within a run this short; by pilots on validation classes, with digits and mathematics held out."""
+"""A router that learns within so short a run; by pilots on validation classes, with digits and mathematics held out."""
 ARMS = {
     PRE: ["method=frozen"],
     META: ["method=full"],
