@@ -148,7 +148,7 @@ class _Where:
 def _ranges(where: _Where) -> Iterator[Mistake]:
     for key, (low, high) in RANGES.items():
         value = where.get(key)
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if isinstance(value, tuple | list) else (value,):
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if is_number and not (low <= number <= high and isfinite(number)):
                 yield Mistake(f"{key} is {number}, expected {_range(low, high)}", where.of(key))
