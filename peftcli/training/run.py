@@ -102,22 +102,18 @@ class _Session:
         resumed = checkpoints.latest(self.run.checkpoints)
         try:
             material, attached, job = self._prepare(stop, resumed)
-        except Stopped:
-            self.display.say(f"stopped by {stop.name or 'a signal to another process'} while settings were chosen")
-            return self._stopped(stop.name)
-        if resumed:
-            self.display.say(f"continuing after step {resumed.progress.step}")
-        before = checks.fingerprints(attached.model)
-        self._same_base(before, resumed)
-        if self.main:
-            self.run.become_latest()
-        try:
+            if resumed:
+                self.display.say(f"continuing after step {resumed.progress.step}")
+            before = checks.fingerprints(attached.model)
+            self._same_base(before, resumed)
+            if self.main:
+                self.run.become_latest()
             progress, trained = train(job, resumed)
             self._check_frozen(before, attached, trained)
             self._leave_group()
             return self._finish(material, attached, job, progress) if self.main else {}
         except Stopped:
-            self.display.say(f"stopped by {stop.name or 'a signal to another process'}; a checkpoint is on disk")
+            self.display.say(f"stopped by {stop.name or 'a signal to another process'}; what is done is on disk")
             return self._stopped(stop.name)
 
     def _prepare(self, stop: StopRequest, resumed: Checkpoint | None) -> tuple[Material, Attached, Job]:
