@@ -60,8 +60,8 @@ class Settings:
         shares = self.sparsity_choices if self.sparsity == "auto" else [self.sparsity]
         return [replace(self, experts=m, sparsity=tau) for m in sorted(experts) for tau in sorted(shares, reverse=True)]
 
-    def told(self) -> dict[str, float]:
-        """What a candidate is, in numbers."""
+    def numbers(self) -> tuple[int, float]:
+        """Experts and sparsity, where both are given."""
         assert self.experts != "auto"
         assert self.sparsity != "auto"
-        return {"experts": self.experts, "sparsity": self.sparsity}
+        return self.experts, self.sparsity
