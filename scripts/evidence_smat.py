@@ -137,16 +137,17 @@ class Bench:
         return self.jobs(f"tuned {how}", DAMAGED, self.fine_seeds, how, FINE[how], FINE_STEPS, self.fine_tasks)
 
     def runs(self, kind: str, arm: str, seeds: Iterable[int] = range(SEEDS)) -> list[Result]:
-        """The results of an arm, one for each seed; nothing of the pre-trained model depends on the seed."""
-        rate = self.rate(arm)
-        return [self.store.results[key(kind, arm, rate, 0 if arm == PRE else seed)] for seed in seeds]
-
-    def has(self, kind: str, arm: str, seeds: Iterable[int] = range(SEEDS)) -> bool:
-        """Whether all of these are there."""
+        """The results of an arm that are there, seed by seed; nothing of the pre-trained model depends on the seed."""
         found = self.store.results
         if any(key("train", arm, rate, 0) not in found for rate in rates_of(arm)):
-            return False
-        return all(key(kind, arm, self.rate(arm), 0 if arm == PRE else seed) in found for seed in seeds)
+            return []
+        rate = self.rate(arm)
+        keys = [key(kind, arm, rate, 0 if arm == PRE else seed) for seed in seeds]
+        return [found[name] for name in keys if name in found]
+
+    def has(self, kind: str, arm: str, seeds: Sequence[int] = range(SEEDS)) -> bool:
+        """Whether all of these are there."""
+        return len(self.runs(kind, arm, seeds)) == len(seeds)
 
 
 def key(kind: str, arm: str, rate: float, seed: int) -> str:
@@ -229,7 +230,14 @@ def average(runs: Sequence[Scores], domains: Iterable[str]) -> float:
 
 def gap(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[str]) -> str:
     """Difference in points with its interval."""
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * one for one in difference(ours, theirs, domains)))
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points(ours, theirs, domains))
+
+
+def points(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[str]) -> tuple[float, float, float]:
+    """Difference in points and the ends of its interval, over the seeds that both have."""
+    both = min(len(ours), len(theirs))
+    centre, low, high = difference(ours[:both], theirs[:both], domains)
+    return 100 * centre, 100 * low, 100 * high
 
 
 def main_table(bench: Bench, arms: Sequence[str]) -> str:
@@ -242,11 +250,11 @@ def main_table(bench: Bench, arms: Sequence[str]) -> str:
         rate, ends = bench.rate(arm), (min(rates_of(arm)), max(rates_of(arm)))
         lines.append([
             arm, "" if arm == PRE else f"{rate:g}{'*' * (rate in ends)}",
-            f"{average(runs, near):.1f}", f"{average(runs, far):.1f}",
+            "" if arm == PRE else str(len(runs)), f"{average(runs, near):.1f}", f"{average(runs, far):.1f}",
             *(["", ""] if arm == META else [gap(runs, dense, near), gap(runs, dense, far)]),
             "" if arm == PRE else gap(runs, before, far),
         ])  # fmt: skip
-    head = ["arm", "rate", "ID", "OOD", "ID less dense", "OOD less dense", "OOD less pre-trained"]
+    head = ["arm", "rate", "seeds", "ID", "OOD", "ID less dense", "OOD less dense", "OOD less pre-trained"]
     return table(head, lines)
 
 
@@ -306,14 +314,14 @@ def bars(bench: Bench) -> str:
     near, far = groups(dense[0]).values()
     lines = []
     for name, other in (("dense meta-tuning", dense), ("pre-trained prototypes", before)):
-        centre, low, high = (100 * one for one in difference(ours, other, far))
+        centre, low, high = points(ours, other, far)
         said = "passed" if low > 0 else "missed: behind" if high < 0 else "missed: cannot be told apart"
         lines.append(f"- OOD above {name}: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
-    centre, low, high = (100 * one for one in difference(ours, dense, near))
+    centre, low, high = points(ours, dense, near)
     said = "passed" if low > 0 else "missed: behind" if high < 0 else "not shown either way"
     lines.append(f"- ID not below dense meta-tuning: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
     target = target_of(bench)
-    least = min(min(run["sparsity"]) for arm in ARMS if bench.has("test", arm) and arm not in (PRE, META)
+    least = min(min(run["sparsity"]) for arm in ARMS if arm not in (PRE, META)
                 for run in bench.runs("test", arm))  # fmt: skip
     lines.append(
         f"- Each expert at {target:.0%} zeros or more: {'passed' if least >= target else 'missed'} ({least:.2%})."
@@ -366,12 +374,12 @@ times as much; 0 leaves the merged model as it is."""
 
 def report(bench: Bench) -> str:
     """The tables with what they can say; those whose runs are not all there yet are named instead."""
-    arms = [arm for arm in ARMS if bench.has("test", arm)]
+    arms = [arm for arm in ARMS if bench.runs("test", arm)]
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     about = ABOUT.format(steps=bench.steps, seeds=SEEDS, tasks=bench.tasks, kept=30, rates=rates)
     parts = [about.strip(), main_table(bench, arms), bars(bench), domain_table(bench, arms)]
     parts.append(sparsity_table(bench, [arm for arm in arms if arm not in (PRE, META)]))
-    missing = [arm for arm in ARMS if arm not in arms]
+    missing = [arm for arm in ARMS if not bench.has("test", arm)]
     if all(bench.has("damaged", arm) for arm in DAMAGED):
         parts += [DAMAGED_ABOUT.format(wrong=WRONG, noise=NOISE), damaged_table(bench)]
     else:
