@@ -274,6 +274,18 @@ RULES = (
         "together they must stay below 1",
     ),
     Rule(
+        ("method.experts", "method.expert_choices"),
+        lambda experts, choices: experts == "auto" and not choices,
+        "method.experts=auto has nothing to choose among: method.expert_choices is empty",
+        "for example method.expert_choices=[4,8]",
+    ),
+    Rule(
+        ("method.sparsity", "method.sparsity_choices"),
+        lambda sparsity, choices: sparsity == "auto" and not choices,
+        "method.sparsity=auto has nothing to choose among: method.sparsity_choices is empty",
+        "for example method.sparsity_choices=[0.8,0.9]",
+    ),
+    Rule(
         ("method.wide", "method.sparsity"),
         lambda wide, sparsity: wide > 1 and sparsity != "auto",
         "method.wide decides the sparsity, 1 - 1/wide, and method.sparsity is a number",

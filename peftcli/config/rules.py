@@ -93,6 +93,8 @@ RANGES: dict[str, tuple[float, float]] = {
     "method.final": (0, 1 - 1e-9),
     "method.guard": (0, inf),
     "method.experts": (1, inf),
+    "method.expert_choices": (1, inf),
+    "method.sparsity_choices": (0, 1 - 1e-9),
     "method.inner_lr": (0, inf),
     "method.teacher_steps": (0, inf),
     "method.teacher_lr": (_TINY, inf),
@@ -161,7 +163,7 @@ class _Where:
 def _ranges(where: _Where) -> Iterator[Mistake]:
     for key, (low, high) in RANGES.items():
         value = where.get(key)
-        for number in value if isinstance(value, tuple) else (value,):
+        for number in value if isinstance(value, tuple | list) else (value,):
             is_number = isinstance(number, int | float) and not isinstance(number, bool)
             if is_number and not (low <= number <= high and isfinite(number)):
                 yield Mistake(f"{key} is {number}, expected {_range(low, high)}", where.of(key))

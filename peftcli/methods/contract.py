@@ -88,6 +88,19 @@ class Stage:
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """Settings that may be chosen.
+
+    Attributes:
+        settings: An instance of the method's settings class.
+        about: What makes it another one than the others, by name.
+    """
+
+    settings: Any
+    about: dict[str, float]
+
+
+@dataclass(frozen=True)
 class Form:
     """A form of the finished model whose costs the report compares with the others'.
 
@@ -114,6 +127,13 @@ class Method(ABC):
         self.settings = settings
         self.notes: list[str] = []
         """What the method decided by itself, in sentences; shown to the user as they come, and in the report."""
+
+    def candidates(self) -> list[Candidate]:
+        """Settings of which short runs and the validation split choose one before training; none where all are given.
+
+        A method with candidates is made anew with the chosen one; attached by itself it takes the largest.
+        """
+        return []
 
     @abstractmethod
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> nn.Module:

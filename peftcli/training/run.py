@@ -23,7 +23,7 @@ from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
 from peftcli.tasks.contract import Evaluation
-from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, trackers
+from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, trackers, trials
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
@@ -72,6 +72,7 @@ class _Session:
         self.began = psutil.Process().create_time()
         self.main = accelerator.is_main_process
         self.checks: list[dict[str, Any]] = []
+        self.trials: list[trials.Trial] = []
 
     @contextmanager
     def alone(self) -> Iterator[None]:
@@ -99,20 +100,20 @@ class _Session:
     def go(self, stop: StopRequest) -> dict[str, Any]:
         """All of it."""
         resumed = checkpoints.latest(self.run.checkpoints)
-        material, attached, job = self._prepare(stop, resumed)
-        if resumed:
-            self.display.say(f"continuing after step {resumed.progress.step}")
-        before = checks.fingerprints(attached.model)
-        self._same_base(before, resumed)
-        if self.main:
-            self.run.become_latest()
         try:
+            material, attached, job = self._prepare(stop, resumed)
+            if resumed:
+                self.display.say(f"continuing after step {resumed.progress.step}")
+            before = checks.fingerprints(attached.model)
+            self._same_base(before, resumed)
+            if self.main:
+                self.run.become_latest()
             progress, trained = train(job, resumed)
             self._check_frozen(before, attached, trained)
             self._leave_group()
             return self._finish(material, attached, job, progress) if self.main else {}
         except Stopped:
-            self.display.say(f"stopped by {stop.name or 'a signal to another process'}; a checkpoint is on disk")
+            self.display.say(f"stopped by {stop.name or 'a signal to another process'}; what is done is on disk")
             return self._stopped(stop.name)
 
     def _prepare(self, stop: StopRequest, resumed: Checkpoint | None) -> tuple[Material, Attached, Job]:
@@ -121,6 +122,7 @@ class _Session:
             if self.main:
                 self._begin(material.splits.fingerprint, resumed)
         self._show(material)
+        self.config, self.trials = trials.settle(self.config, material, self.accelerator, self.run, self.display, stop)
         loaded = prepare.load_model(self.config, material, self.accelerator)
         for note in loaded.notes:
             self.display.say(f"note: {note}")
@@ -212,7 +214,7 @@ class _Session:
             "run": {**self._identity("done"), "steps": progress.step, "stopped_early": progress.stopped_early},
             "parameters": closing.parameters(attached),
             "checks": self.checks,
-            "figures": attached.method.figures(attached.model),
+            "figures": [*trials.figures(self.trials), *attached.method.figures(attached.model)],
         }
         self.display.say("training is done; measuring on held-out rows")
         job.heed_stop()
@@ -236,6 +238,7 @@ class _Session:
         report["data"] = {**material.counts(), "notes": self._notes(material, attached, job)}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
+        report["trials"] = [vars(trial) for trial in self.trials]
         return self._write(report)
 
     @staticmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from safetensors.torch import load_file
 from peftcli.config.errors import UserError
 from peftcli.config.schema import OptimConfig
 from peftcli.methods import episodes
+from peftcli.methods.lora.settings import Settings as LoraSettings
+from peftcli.methods.lora.tuner import Method as LoraMethod
 from peftcli.methods.smat import maths, training
 from peftcli.methods.smat.settings import Settings
 from peftcli.methods.smat.tuner import Method
@@ -242,7 +245,7 @@ def test_unstructured_masks_have_an_entry_for_each_weight() -> None:
     assert (maths.sparsity(tuner.masks(), tuner.counts()) >= 0.7).all()
 
 
-def test_structured_experts_take_little_memory() -> None:
+def test_structured_experts_take_few_bytes() -> None:
     from transformers import ViTConfig, ViTForImageClassification
 
     from peftcli.models import families
@@ -250,10 +253,46 @@ def test_structured_experts_take_little_memory() -> None:
     shape = ViTConfig(hidden_size=384, intermediate_size=1536, num_hidden_layers=12, num_attention_heads=6, id2label={})
     with torch.device("meta"):
         base = ViTForImageClassification(shape).requires_grad_(False)
-        own = sum(p.numel() for p in base.parameters())
+        own = _bytes(base.parameters())
         model = Method(Settings(experts=8)).attach(base, families.find("vit"))
-    beside = sum(p.numel() for name, p in trained(model).items() if "smat_delta" not in name)
-    assert beside / own <= 0.15
+    kept = {name: tensor for name, tensor in model.state_dict().items() if "smat_" in name}
+    assert _bytes(tensor for name, tensor in kept.items() if "smat_delta" in name) <= own
+    assert _bytes(tensor for name, tensor in kept.items() if "smat_delta" not in name) <= 0.15 * own
+
+
+def test_masks_are_the_same_in_training_and_after_it(kind) -> None:
+    _, model, method = attached(kind)
+    train(model, method, kind)
+    tuner = model.base_model
+    after = tuner.eval().masks()
+    assert torch.equal(tuner.train().masks(), after)
+    assert ((after == 0) == (tuner.state.smat_logits["default"] <= maths.SHIFT)).all()
+
+
+@pytest.mark.parametrize("how", ["full", "lora"])
+def test_a_merged_model_is_tuned_further_as_any_other(how) -> None:
+    _, model, _ = attached()
+    nudge(model, size=0.2)
+    base, task = headless("vit"), episode("vit", shots=4)
+    direct = episodes.logits(model, task).detach()
+    tuned = model.merge_for(*_support(task), task.ways)
+    tuned.requires_grad_(how == "full")
+    if how == "lora":
+        tuned = LoraMethod(LoraSettings(r=2, targets=["all"])).attach(tuned, base.family)
+    tuned.eval()
+    torch.testing.assert_close(episodes.logits(tuned, task), direct, rtol=0, atol=1e-9)
+    both = replace(task, inputs={n: torch.cat([v[:12], v[:12]]) for n, v in task.inputs.items()}, support=12,
+                   classes_N=task.classes_N[:12].repeat(2))  # fmt: skip
+    descent = torch.optim.AdamW([p for p in tuned.parameters() if p.requires_grad], 1e-3)
+    losses = []
+    for _ in range(6):
+        loss = episodes.loss(tuned, both)
+        loss.backward()
+        descent.step()
+        descent.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    assert not torch.equal(episodes.logits(tuned, task), direct)
 
 
 def test_it_settles_at_its_sparsity_and_fixes_the_masks() -> None:
@@ -306,6 +345,10 @@ def test_temperature_and_place_come_back() -> None:
     again.restore(other, kept)
     assert other.base_model.settings.router_temperature == temperature
     assert again.log(other).keys() - {"query_loss"} == method.log(model).keys() - {"query_loss"}
+
+
+def _bytes(tensors: Iterable[torch.Tensor]) -> int:
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def _support(task: Any) -> tuple[Any, torch.Tensor]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -14,10 +14,14 @@ class Settings:
     """The method."""
     targets: list[str] = field(default_factory=list)
     """What is changed: roles, groups of roles or module names; empty changes every weight of the model."""
-    experts: int = 8
-    """Masks over the shared change; each task has its own mixture of them."""
-    sparsity: float = 0.9
-    """Share of the weights that each expert leaves as they are, at least."""
+    experts: int | Literal["auto"] = 8
+    """Masks over the shared change; each task has its own mixture of them. auto tries `expert_choices`."""
+    sparsity: float | Literal["auto"] = 0.9
+    """Share of the weights that each expert leaves as they are, at least. auto tries `sparsity_choices`."""
+    expert_choices: list[int] = field(default_factory=lambda: [4, 8, 16])
+    """With experts=auto: short runs with each are measured on the validation tasks, and the best one is taken."""
+    sparsity_choices: list[float] = field(default_factory=lambda: [0.5, 0.8, 0.9])
+    """With sparsity=auto: as `expert_choices`."""
     structure: Literal["structured", "unstructured"] = "structured"
     """A mask has an entry for each input of a linear layer, output channel of a convolution and entry of a vector; or
     for each weight, which takes `experts` times the model's memory."""
@@ -47,3 +51,17 @@ class Settings:
     """Rate of the Lagrange multipliers (SGD); auto goes by the length of the run."""
     settle: float = 0.1
     """Last share of the steps, in which masks are fixed, each at `sparsity` or above."""
+
+    def candidates(self) -> list[Settings]:
+        """What `auto` chooses among, the cheapest first; none where all is given."""
+        if "auto" not in (self.experts, self.sparsity):
+            return []
+        experts = self.expert_choices if self.experts == "auto" else [self.experts]
+        shares = self.sparsity_choices if self.sparsity == "auto" else [self.sparsity]
+        return [replace(self, experts=m, sparsity=tau) for m in sorted(experts) for tau in sorted(shares, reverse=True)]
+
+    def numbers(self) -> tuple[int, float]:
+        """Experts and sparsity, where both are given."""
+        assert self.experts != "auto"
+        assert self.sparsity != "auto"
+        return self.experts, self.sparsity

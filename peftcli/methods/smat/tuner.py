@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
-from peftcli.methods.contract import Calibration, Capabilities, Stage
+from peftcli.methods.contract import Calibration, Candidate, Capabilities, Stage
 from peftcli.methods.injection import inject
 from peftcli.methods.peft_types import PeftRow, register
 from peftcli.methods.smat import figures, maths
@@ -23,9 +23,10 @@ from peftcli.models.family import Family
 
 PEFT_TYPE = PeftRow(NAME, SmatConfig, SmatModel)
 ADAPTER = "default"
-MASK_STEPS, MULTIPLIER_STEPS = 70.0, 3.1
-"""Rates of masks and multipliers times the run's length and over its experts: those of the released code (1e6 over 22
-million weights, and 0.002) at its 12,500 steps of 8 experts."""
+MASK_STEPS, MULTIPLIER_STEPS = 300.0, 15.0
+"""Rates of masks and multipliers times the run's length and over its experts: four times and five times those of the
+released code (1e6 over 22 million weights, and 0.002, at its 12,500 steps of 8 experts), with which experts are still a
+quarter to a third short of their sparsity at the end of a run of a hundred steps."""
 CLIP = {"masks": 5.0, "router": 1.0}
 """Largest gradient norms, as in the released code."""
 LAST_RATE = 1 / 3
@@ -42,10 +43,16 @@ class Method(contract.Method):
     settings: Settings
 
     def __init__(self, settings: Settings):
-        super().__init__(settings)
+        super().__init__([settings, *settings.candidates()][-1])
+        self._open = settings.candidates()
+        self.experts, self.sparsity = self.settings.numbers()
         self._total, self._seen, self._stage = 1, 0, ""
         self._path: list[list[float]] = []
         self._family: Family | None = None
+
+    def candidates(self) -> list[Candidate]:
+        """Numbers of experts and sparsities, where either is auto."""
+        return [Candidate(one, dict(zip(("experts", "sparsity"), one.numbers(), strict=True))) for one in self._open]
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:
         """See the contract.
@@ -59,7 +66,7 @@ class Method(contract.Method):
         _check(model)
         chosen = roles.resolve(model, family, settings.targets) if settings.targets else None
         config = SmatConfig(
-            experts=settings.experts, sparsity=settings.sparsity, structured=settings.structure == "structured",
+            experts=self.experts, sparsity=self.sparsity, structured=settings.structure == "structured",
             stochastic=settings.stochastic, inner_lr=settings.inner_lr, teacher_steps=settings.teacher_steps,
             teacher_lr=settings.teacher_lr, base_teacher=settings.base_teacher, distillation=settings.distillation,
             reverse=settings.divergence == "reverse", temperature=settings.temperature,
@@ -67,7 +74,7 @@ class Method(contract.Method):
             weights=list(weights_of(model, chosen)) if chosen is not None else None,
         )  # fmt: skip
         wrapped = inject(model, config)
-        if settings.experts == 1:  # there is nothing to route, and its weight is always 1
+        if self.experts == 1:  # there is nothing to route, and its weight is always 1
             _tuner(wrapped).state.smat_router.requires_grad_(False)
             self.notes.append("one expert: its weight is 1 for every task, and the router is not trained")
         return wrapped
@@ -96,19 +103,19 @@ class Method(contract.Method):
         logits_KM, counts_K = tuner.state.smat_logits[ADAPTER], tuner.counts()
         if counts_K.is_meta:
             return
-        short_M = (self.settings.sparsity - maths.sparsity(tuner.masks(), counts_K)).clamp_min(0)
+        short_M = (self.sparsity - maths.sparsity(tuner.masks(), counts_K)).clamp_min(0)
         if short_M.max() > 0 and self._seen:
             self.notes.append(
                 f"{int((short_M > 0).sum())} of {len(short_M)} experts were short of their sparsity by up to "
                 f"{float(short_M.max()):.2%} when masks were fixed: their smallest entries were set to zero"
             )
-        logits_KM.copy_(maths.pruned(logits_KM.clamp(*maths.LIMITS), counts_K, self.settings.sparsity))
+        logits_KM.copy_(maths.pruned(logits_KM.clamp(*maths.LIMITS), counts_K, self.sparsity))
 
     def parameter_groups(self, model: nn.Module) -> list[dict[str, Any]]:
         """The change by the recipe's optimiser; masks and multipliers by plain descent, the router by AdamW."""
         names = [name for name, p in model.named_parameters() if p.requires_grad]
         entries = _tuner(model).state.layouts[ADAPTER].entries
-        settings, experts = self.settings, self.settings.experts
+        settings, experts = self.settings, self.experts
         mask_lr = MASK_STEPS * experts / self._total if settings.mask_lr == "auto" else settings.mask_lr
         multiplier_lr = settings.multiplier_lr
         multiplier_lr = MULTIPLIER_STEPS * experts / self._total if multiplier_lr == "auto" else multiplier_lr
@@ -134,7 +141,7 @@ class Method(contract.Method):
         sparsity_M = maths.sparsity(masks_KM, counts_K)
         if self._stage != "settled":
             multipliers_M = state.smat_multipliers[ADAPTER]
-            multipliers_M.copy_(maths.restarted(multipliers_M, sparsity_M, self.settings.sparsity))
+            multipliers_M.copy_(maths.restarted(multipliers_M, sparsity_M, self.sparsity))
         self._path.append([*sparsity_M.tolist(), maths.union_sparsity(masks_KM, counts_K)])
         self._cool(model)
 
@@ -151,7 +158,7 @@ class Method(contract.Method):
 
     def state(self, model: nn.Module) -> dict[str, Tensor]:
         """The place on the temperature's course, and the sparsity so far."""
-        width = self.settings.experts + 1
+        width = self.experts + 1
         return {
             "seen": torch.tensor([self._seen]),
             "path": torch.tensor(self._path, dtype=torch.float64).reshape(-1, width),
@@ -177,7 +184,7 @@ class Method(contract.Method):
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """Where experts change the model, how much they share, and how sparsity rose."""
         assert self._family is not None
-        return figures.all_of(_tuner(model), self._family, self._path, self.settings.sparsity)
+        return figures.all_of(_tuner(model), self._family, self._path, self.sparsity)
 
 
 def _tuner(model: Any) -> SmatModel:

@@ -1,0 +1,401 @@
+"""SMAT against pre-trained prototypes and dense meta-tuning, on few-shot tasks of pictures: the tables in
+peftcli/methods/smat/README.md.
+
+    python scripts/evidence_smat.py run --out build --workers 1    # resumable
+    python scripts/evidence_smat.py table --out build              # writes the tables from build/evidence_smat.jsonl
+
+Needs the samples resnet50-thin, emoji-google, emoji-twitter, glyphs, digits and elpv. The model is the first three
+stages of resnet50-thin, cut off once. Every arm gets the same tasks and steps and three learning rates, of which the
+tasks of validation classes choose with the first seed. `--size full` has 600 tasks of each domain and five times the
+steps, and fine-tunes 50 tasks from each seed.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import mean, median
+from typing import Any
+
+from evidence import Result, Store, command, here, table
+from evidence_episodes import (
+    CONDITIONS,
+    NOISE,
+    WRONG,
+    Scores,
+    damaged,
+    difference,
+    fine_tuned,
+    mean_of,
+    meta_trained,
+    step_times,
+    tested,
+)
+
+README = Path(__file__).resolve().parent.parent / "peftcli/methods/smat/README.md"
+RECIPE = "vit/emoji_smat"
+STAGES = 3
+"""Of the four of resnet50-thin; the last one has two thirds of its weights, and its features are worse prototypes."""
+SEEDS = 3
+STEPS = 100
+PRE, META = "pre-trained prototypes", "dense meta-tuning"
+SMAT, FOUR, ONE, ALONE = "SMAT, 8 experts", "SMAT, 4 experts", "SMAT, 1 expert", "SMAT, 8 experts, no teacher"
+ROUTED = ["method.router_lr=1e-3", "method.router_temperature=[1.0,0.5]"]
+"""A router that learns within so short a run; by pilots on validation classes, with digits and mathematics held out."""
+ARMS = {
+    PRE: ["method=frozen"],
+    META: ["method=full"],
+    SMAT: ["method.experts=8", *ROUTED],
+    ONE: ["method.experts=1"],
+    FOUR: ["method.experts=4", *ROUTED],
+    ALONE: ["method.experts=8", "method.distillation=0", *ROUTED],
+}
+FIRST, OTHERS = (META, SMAT), (ONE, FOUR, ALONE)
+DAMAGED = (PRE, META, SMAT)
+RATES = (5e-5, 1e-4, 2e-4)
+SMAT_RATE = 10
+"""Times those: experts with a tenth of the weights each, mixed, move a weight by about a tenth of the change."""
+FINE = {"full": (0.0, 1e-4, 1e-3), "lora": (0.0, 1e-4, 1e-3)}
+FINE_STEPS = 10
+LESS = {"no inner step": ["method.inner_lr=0"], "no teacher": ["method.distillation=0"]}
+SLOWER = 2.2
+"""How much longer than a dense step one of SMAT may take."""
+SHARED = (
+    "launch.threads=1", "launch.device=cpu", "model.dtype=float32", "training.precision=bf16",
+    "training.eval_every=end", "training.save_every=1000000", "training.keep_best=false", "training.baselines=false",
+    "training.batch_size=2", "task.image_size=48", "task.ways=[5,8]", "task.support=30", "task.class_support=5",
+    "task.queries=3", "task.validation_episodes=30",
+)  # fmt: skip
+
+
+OWN_SIZE = ("launch.threads=1", "launch.device=cpu", "training.precision=bf16", "training.batch_size=1")
+"""Of the recipe as it is, a ViT-S/14, but for the number of tasks of a step."""
+
+
+class Bench:
+    """A job for each arm.
+
+    Args:
+        out: Folder of the results.
+        full: The large size.
+    """
+
+    def __init__(self, out: Path, full: bool):
+        self.full, self.name = full, f"evidence_smat{'.full' if full else ''}"
+        self.out, self.store = out, Store(out / f"{self.name}.jsonl")
+        self.steps, self.tasks = (5 * STEPS, 600) if full else (STEPS, 50)
+        self.fine_seeds, self.fine_tasks = (range(SEEDS), 50) if full else (range(1), 8)
+
+    def overrides(self, arm: str, rate: float = 0.0, seed: int = 0) -> list[str]:
+        """Of the recipe."""
+        lr = [] if arm == PRE else [f"optim.lr={rate:g}"]
+        model = ["model=resnet50-thin", *_model(self.out / "evidence_smat.base")]
+        size = [f"task.test_episodes={self.tasks}", f"training.max_steps={self.steps}"]
+        return [*SHARED, *model, *size, *ARMS[arm], *lr, f"seed={seed}"]
+
+    def place(self, arm: str, rate: float, seed: int) -> Path | None:
+        """Where the trained tensors are."""
+        name = key("", arm, rate, seed).strip("/").replace("/", "_").replace(", ", "_").replace(" ", "-")
+        return None if arm == PRE else self.out / f"{self.name}.weights" / f"{name}.safetensors"
+
+    def grid(self, arms: Iterable[str]) -> dict[str, Any]:
+        """Each arm at each rate with the first seed."""
+        chosen = [(arm, rate) for arm in arms for rate in rates_of(arm)]
+        return {key("train", arm, rate, 0): self._train(arm, rate, 0) for arm, rate in chosen}
+
+    def _train(self, arm: str, rate: float, seed: int) -> tuple[Any, ...]:
+        return RECIPE, self.overrides(arm, rate, seed), self.place(arm, rate, seed)
+
+    def rate(self, arm: str) -> float:
+        """The rate of an arm with the best accuracy on the validation tasks."""
+        found = self.store.results
+        return max(rates_of(arm), key=lambda rate: mean_of(found[key("train", arm, rate, 0)]["validation"]))
+
+    def seeds(self, arms: Iterable[str]) -> dict[str, Any]:
+        """Each arm with the other seeds, at its rate."""
+        chosen = [(arm, self.rate(arm), seed) for seed in range(1, SEEDS) for arm in arms]
+        return {key("train", *one): self._train(*one) for one in chosen}
+
+    def jobs(self, kind: str, arms: Iterable[str], seeds: Iterable[int], *more: Any) -> dict[str, Any]:
+        """What is done with trained models."""
+        chosen = [(arm, self.rate(arm), seed) for seed in seeds for arm in arms if arm != PRE or seed == 0]
+        return {key(kind, *one): (*self._train(*one), *more) for one in chosen}
+
+    def step_times(self) -> dict[str, Any]:
+        """Steps of dense meta-tuning against those of SMAT, here and of the recipe's own size, and what they are spent
+        on."""
+        small = [self.overrides(arm, rates_of(arm)[0]) for arm in FIRST]
+        own = [[*OWN_SIZE, *ARMS[arm]] for arm in FIRST]
+        found = {"step times": (RECIPE, small, 12), "step times, recipe": (RECIPE, own, 6)}
+        less = {f"step times, {name}": (RECIPE, [small[0], [*small[1], *off]], 12) for name, off in LESS.items()}
+        return found | less
+
+    def tuned(self, how: str) -> dict[str, Any]:
+        """Fine-tuning from trained models."""
+        return self.jobs(f"tuned {how}", DAMAGED, self.fine_seeds, how, FINE[how], FINE_STEPS, self.fine_tasks)
+
+    def runs(self, kind: str, arm: str, seeds: Iterable[int] = range(SEEDS)) -> list[Result]:
+        """The results of an arm that are there, seed by seed; nothing of the pre-trained model depends on the seed."""
+        found = self.store.results
+        if any(key("train", arm, rate, 0) not in found for rate in rates_of(arm)):
+            return []
+        rate = self.rate(arm)
+        keys = [key(kind, arm, rate, 0 if arm == PRE else seed) for seed in seeds]
+        return [found[name] for name in keys if name in found]
+
+    def has(self, kind: str, arm: str, seeds: Sequence[int] = range(SEEDS)) -> bool:
+        """Whether all of these are there."""
+        return len(self.runs(kind, arm, seeds)) == len(seeds)
+
+
+def key(kind: str, arm: str, rate: float, seed: int) -> str:
+    return f"{kind}/{arm}/{rate:g}/{seed}"
+
+
+def rates_of(arm: str) -> list[float]:
+    return [0.0] if arm == PRE else [rate * (1 if arm == META else SMAT_RATE) for rate in RATES]
+
+
+def _model(folder: Path) -> list[str]:
+    """What names the first stages of resnet50-thin."""
+    shape = json.loads((folder / "config.json").read_text())
+    return [
+        f"model.name={folder}", "model.source=folder", f"model.shape.hidden_sizes={shape['hidden_sizes']}",
+        f"model.shape.depths={shape['depths']}",
+    ]  # fmt: skip
+
+
+def cut_off(folder: Path) -> None:
+    """Put the first stages of resnet50-thin into a folder of their own."""
+    from safetensors.torch import load_file, save_file
+
+    from peftcli.config import paths
+
+    if (folder / "model.safetensors").is_file():
+        return
+    whole = paths.cache() / "samples" / "resnet50-thin"
+    folder.mkdir(parents=True, exist_ok=True)
+    shape = json.loads((whole / "config.json").read_text())
+    shape |= {name: shape[name][:STAGES] for name in ("hidden_sizes", "depths")}
+    for name in ("stage_names", "out_features", "out_indices"):
+        shape.pop(name, None)
+    (folder / "config.json").write_text(json.dumps(shape))
+    shutil.copy(whole / "preprocessor_config.json", folder)
+    tensors = load_file(whole / "model.safetensors")
+    kept = {
+        name: tensor for name, tensor in tensors.items() if not name.startswith("classifier") and _stage(name) < STAGES
+    }
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def _stage(name: str) -> int:
+    return int(name.split("stages.")[1].split(".")[0]) if "stages." in name else -1
+
+
+def run(bench: Bench, workers: int) -> None:
+    """Everything that has no result yet; what the bars are about first, fine-tuning last."""
+    cut_off(bench.out / "evidence_smat.base")
+    store = bench.store
+
+    def go(work: Callable[..., Result], *parts: dict[str, Any]) -> None:
+        store.run({name: job for part in parts for name, job in part.items()}, workers, work)
+
+    go(meta_trained, bench.grid([PRE, *FIRST]))
+    go(meta_trained, bench.seeds(FIRST))
+    go(tested, bench.jobs("test", DAMAGED, range(SEEDS)))
+    store.run(bench.step_times(), 1, step_times)
+    go(meta_trained, bench.grid(OTHERS))
+    go(meta_trained, bench.seeds(OTHERS))
+    go(tested, bench.jobs("test", OTHERS, range(SEEDS)))
+    go(damaged, bench.jobs("damaged", DAMAGED, range(SEEDS)))
+    go(fine_tuned, *(bench.tuned(how) for how in FINE))
+
+
+def groups(scores: Scores) -> dict[str, list[str]]:
+    """Domains of the test: those trained on, of which it has other classes, and others."""
+    near = [domain for domain in scores if domain in ("emoji", "glyphs", "digits")]
+    return {"in distribution": near, "out of distribution": [domain for domain in scores if domain not in near]}
+
+
+def part(runs: Sequence[Result], kind: str) -> list[Scores]:
+    return [run[kind] for run in runs]
+
+
+def average(runs: Sequence[Scores], domains: Iterable[str]) -> float:
+    """Mean over seeds and domains, in per cent."""
+    return 100 * mean(mean(run[domain]) for run in runs for domain in domains)
+
+
+def gap(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[str]) -> str:
+    """Difference in points with its interval."""
+    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points(ours, theirs, domains))
+
+
+def points(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[str]) -> tuple[float, float, float]:
+    """Difference in points and the ends of its interval, over the seeds that both have."""
+    both = min(len(ours), len(theirs))
+    centre, low, high = difference(ours[:both], theirs[:both], domains)
+    return 100 * centre, 100 * low, 100 * high
+
+
+def main_table(bench: Bench, arms: Sequence[str]) -> str:
+    """An arm a line: accuracies, and how it stands to dense meta-tuning and to pre-trained prototypes."""
+    dense, before = (part(bench.runs("test", arm), "clean") for arm in (META, PRE))
+    near, far = groups(dense[0]).values()
+    lines = []
+    for arm in arms:
+        runs = part(bench.runs("test", arm), "clean")
+        rate, ends = bench.rate(arm), (min(rates_of(arm)), max(rates_of(arm)))
+        lines.append([
+            arm, "" if arm == PRE else f"{rate:g}{'*' * (rate in ends)}",
+            "" if arm == PRE else str(len(runs)), f"{average(runs, near):.1f}", f"{average(runs, far):.1f}",
+            *(["", ""] if arm == META else [gap(runs, dense, near), gap(runs, dense, far)]),
+            "" if arm == PRE else gap(runs, before, far),
+        ])  # fmt: skip
+    head = ["arm", "rate", "seeds", "ID", "OOD", "ID less dense", "OOD less dense", "OOD less pre-trained"]
+    return table(head, lines)
+
+
+def domain_table(bench: Bench, arms: Sequence[str]) -> str:
+    """A domain a line, an arm a column."""
+    found = {arm: part(bench.runs("test", arm), "clean") for arm in arms}
+    names = [(domain, kind) for kind, domains in groups(found[arms[0]][0]).items() for domain in domains]
+    lines = [[domain, kind, *(f"{average(found[arm], [domain]):.1f}" for arm in arms)] for domain, kind in names]
+    return table(["domain", "", *arms], lines)
+
+
+def sparsity_table(bench: Bench, arms: Sequence[str]) -> str:
+    """The least sparse expert of all seeds, what no expert changes, and how sharply tasks choose."""
+    lines = []
+    for arm in arms:
+        runs = bench.runs("test", arm)
+        least = min(min(run["sparsity"]) for run in runs)
+        spread = max(max(w) - min(w) for run in runs for w in zip(*run["experts"].values(), strict=True))
+        lines.append([arm, f"{least:.1%}", f"{mean(run['union'] for run in runs):.1%}", f"{spread:.3f}"])
+    head = ["arm", "least sparse expert", "no expert changes", "an expert's weight differs between domains by up to"]
+    return table(head, lines)
+
+
+def damaged_table(bench: Bench) -> str:
+    """A condition a line of each group of domains: accuracies, and SMAT less the others."""
+    lines = []
+    for how in CONDITIONS[1:]:
+        found = {arm: part(bench.runs("damaged", arm), how) for arm in DAMAGED}
+        for kind, domains in groups(found[SMAT][0]).items():
+            ours, others = found[SMAT], [found[META], found[PRE]]
+            lines.append([
+                how, kind, *(f"{average(found[arm], domains):.1f}" for arm in DAMAGED),
+                *(gap(ours, one, domains) for one in others),
+            ])  # fmt: skip
+    return table(["support", "domains", *DAMAGED, "SMAT less dense", "SMAT less pre-trained"], lines)
+
+
+def tuned_table(bench: Bench) -> str:
+    """A start a line: accuracies on other domains, direct and fine-tuned, and SMAT's lead after fine-tuning."""
+    lines = []
+    for how in FINE:
+        found = {arm: bench.runs(f"tuned {how}", arm, bench.fine_seeds) for arm in DAMAGED}
+        ours = part(found[SMAT], "tuned")
+        for arm, runs in found.items():
+            after, domains = part(runs, "tuned"), list(ours[0])
+            lines.append([
+                how, arm, ", ".join(f"{run['rate']:g}" for run in runs),
+                f"{average(part(runs, 'direct'), domains):.1f}", f"{average(after, domains):.1f}",
+                "" if arm == SMAT else gap(ours, after, domains),
+            ])  # fmt: skip
+    return table(["fine-tuned", "from", "rate", "before", "after", "SMAT's less this"], lines)
+
+
+def bars(bench: Bench) -> str:
+    """Whether the bars are passed."""
+    ours, dense, before = (part(bench.runs("test", arm), "clean") for arm in (SMAT, META, PRE))
+    near, far = groups(dense[0]).values()
+    lines = []
+    for name, other in (("dense meta-tuning", dense), ("pre-trained prototypes", before)):
+        centre, low, high = points(ours, other, far)
+        said = "passed" if low > 0 else "missed: behind" if high < 0 else "missed: cannot be told apart"
+        lines.append(f"- OOD above {name}: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
+    centre, low, high = points(ours, dense, near)
+    said = "passed" if low > 0 else "missed: behind" if high < 0 else "not shown either way"
+    lines.append(f"- ID not below dense meta-tuning: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
+    target = target_of(bench)
+    least = min(min(run["sparsity"]) for arm in ARMS if arm not in (PRE, META)
+                for run in bench.runs("test", arm))  # fmt: skip
+    lines.append(
+        f"- Each expert at {target:.0%} zeros or more: {'passed' if least >= target else 'missed'} ({least:.2%})."
+    )
+    for name, size in (("step times", "here"), ("step times, recipe", "of the recipe's own size")):
+        if name in bench.store.results:
+            ratio, pairs = slower(bench, name)
+            said = "passed" if ratio <= SLOWER else "missed"
+            told = f"{ratio:.2f}, median of {pairs} pairs of steps {size}, in seconds of one core"
+            lines.append(f"- A step at most {SLOWER} times a dense one: {said} ({told}).")
+    if less := [name for name in LESS if f"step times, {name}" in bench.store.results]:
+        parts = ", ".join(f"{slower(bench, f'step times, {name}')[0]:.2f} with {name}" for name in less)
+        lines.append(f"- What the step is spent on: {parts}.")
+    return "\n".join(lines)
+
+
+def slower(bench: Bench, name: str) -> tuple[float, int]:
+    """How many times longer a step takes than a dense one, and how many pairs say so."""
+    times = bench.store.results[name]["seconds"]
+    return median(b / a for a, b in zip(*times, strict=True)), len(times[0])
+
+
+def target_of(bench: Bench) -> float:
+    """The sparsity that the recipe asks for."""
+    from peftcli.config.compose import compose
+
+    return compose(RECIPE, bench.overrides(SMAT, rates_of(SMAT)[0])).config.method.sparsity
+
+
+ABOUT = """\
+The first three stages of resnet50-thin (2.2 million weights), 48 pixels, bf16, one thread; {steps} steps of two tasks
+with 5 to 8 classes, at most 30 support rows and 3 query rows a class. Trained on emoji (Google), glyphs, digits and
+monocrystalline cells; {seeds} seeds, {tasks} tasks of each domain of the test, the same for every arm and seed.
+
+- ID: accuracy in per cent, mean over the domains that were trained on, by other classes of theirs. OOD: over the
+  others.
+- Less dense, less pre-trained: with a 95 % interval, paired bootstrap over seeds and over the tasks of each domain. It
+  speaks of new tasks of these classes and domains, not of new domains, of which there are few.
+- Rate: the best of three by {kept} tasks of each domain on validation classes, with the first seed: {rates} for dense
+  meta-tuning, ten times as much for SMAT. A star: an end of the grid. No test task took part in any choice.
+"""
+DAMAGED_ABOUT = """\
+Damaged supports: {wrong:.0%} of the rows have exchanged their labels with rows of other classes (wrong), or white noise
+of {noise} times the pictures' deviation is on them (noisy). Queries are as before."""
+TUNED_ABOUT = """\
+Fine-tuned from the merged model of a task, other domains only, {steps} AdamW steps on the support, moved by up to four
+pixels; {tasks} tasks a domain, {seeds} seed(s). Rate: the best of {rates} on as many validation tasks; LoRA has ten
+times as much; 0 leaves the merged model as it is."""
+
+
+def report(bench: Bench) -> str:
+    """The tables with what they can say; those whose runs are not all there yet are named instead."""
+    arms = [arm for arm in ARMS if bench.runs("test", arm)]
+    rates = ", ".join(f"{rate:g}" for rate in RATES)
+    about = ABOUT.format(steps=bench.steps, seeds=SEEDS, tasks=bench.tasks, kept=30, rates=rates)
+    parts = [about.strip(), main_table(bench, arms), bars(bench), domain_table(bench, arms)]
+    parts.append(sparsity_table(bench, [arm for arm in arms if arm not in (PRE, META)]))
+    missing = [arm for arm in ARMS if not bench.has("test", arm)]
+    if all(bench.has("damaged", arm) for arm in DAMAGED):
+        parts += [DAMAGED_ABOUT.format(wrong=WRONG, noise=NOISE), damaged_table(bench)]
+    else:
+        missing.append("damaged supports")
+    if all(bench.has(f"tuned {how}", arm, bench.fine_seeds) for how in FINE for arm in DAMAGED):
+        about = TUNED_ABOUT.format(
+            steps=FINE_STEPS, tasks=bench.fine_tasks, seeds=len(bench.fine_seeds),
+            rates=", ".join(f"{rate:g}" for rate in FINE["full"]),
+        )  # fmt: skip
+        parts += [about, tuned_table(bench)]
+    else:
+        missing.append("fine-tuning")
+    parts += [f"Not run to the end yet: {'; '.join(missing)}."] if missing else []
+    ours, size = "python scripts/evidence_smat.py", " --size full" if bench.full else ""
+    return "\n\n".join([*parts, here(f"{ours} run{size} && {ours} table{size}")])
+
+
+if __name__ == "__main__":
+    command(__doc__, Bench, run, report, README)
