@@ -370,6 +370,11 @@ class LaunchConfig:
     timeout_minutes: float = 10.0
     """How long a process waits for the others before the run fails."""
 
+    @property
+    def world(self) -> int:
+        """Worker processes of all nodes together."""
+        return self.processes
+
 
 @dataclass
 class TrackerConfig:

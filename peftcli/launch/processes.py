@@ -1,4 +1,4 @@
-"""One machine: this process, or several workers through torchrun's API."""
+"""The processes of one node: this process, or several workers through torchrun's API, which may meet other nodes'."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import multiprocessing
 import os
 import signal
 import traceback
+import uuid
 from collections.abc import Iterable
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -23,6 +24,20 @@ FAILURE = "failure.json"
 """File in the run folder in which a worker leaves the message of its failure for the parent."""
 LOUD = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
 """Loggers that wrap each end of a worker in a traceback of their own; what they know is in the error they raise."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of the machines that train together; each has a launcher, which starts its share of the workers."""
+
+    rank: int
+    count: int
+    endpoint: str
+    """`address:port` at which the launcher of node 0 waits for the others."""
+    job: str
+    """Known to all of them, and to no other run."""
+    name: str
+    """What a person calls it."""
 
 
 def check(config: LaunchConfig) -> None:
@@ -50,19 +65,25 @@ def check(config: LaunchConfig) -> None:
         )
 
 
-def start(run: Path, config: LaunchConfig, quiet: bool = False) -> dict[str, Any]:
-    """Run the training of a run folder to its end and return its report.
+def start(run: Path, config: LaunchConfig, quiet: bool = False, node: Node | None = None) -> dict[str, Any]:
+    """Run the training of a run folder to its end and return its report, which on nodes but the first is empty.
+
+    Args:
+        run: The run folder.
+        config: Its launch group; `processes` is of each node.
+        quiet: Nothing on the screen but mistakes.
+        node: Which of several machines this is; None where there is one.
 
     Raises:
         UserError: A mistake that shows only with the data or the model at hand.
         CheckFailed: A named check stopped the run.
     """
-    if config.processes == 1:
+    if config.processes == 1 and node is None:
         from peftcli.training.run import run as train
 
         return train(run, quiet=quiet)
     check(config)
-    return _elastic(run, config, quiet)
+    return _elastic(run, config, quiet, node)
 
 
 class _Relay(StopRequest):
@@ -80,9 +101,8 @@ class _Relay(StopRequest):
             os.kill(worker.pid or 0, number)
 
 
-def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
-    import uuid
-
+def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) -> dict[str, Any]:
+    from torch.distributed import DistStoreError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
@@ -90,41 +110,59 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
     from peftcli.config import frozen
     from peftcli.training import prepare
 
-    (run / FAILURE).unlink(missing_ok=True)
+    if node is None or node.rank == 0:
+        (run / FAILURE).unlink(missing_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(prepare.threads(config))
     elastic = Elastic(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=node.count if node else 1,
+        max_nodes=node.count if node else 1,
         nproc_per_node=config.processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        run_id=node.job if node else uuid.uuid4().hex,
+        rdzv_backend="static" if node else "c10d",
+        rdzv_endpoint=node.endpoint if node else "localhost:0",
+        rdzv_configs={"rank": node.rank, "timeout": round(60 * config.timeout_minutes)} if node else {},
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle="SIGHUP,SIGQUIT",  # at those torchrun ends the workers itself
     )
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    prepare.load_material(frozen.load(run / "config.yaml"))  # encoded once, before anybody waits for anybody
     with _Relay() as stop:
+        prepare.load_material(frozen.load(run / "config.yaml"))  # encoded once, before anybody waits for anybody
+        if stop.name:
+            return {"run": {"status": "stopped", "stopped_by": stop.name}}
         try:
-            elastic_launch(elastic, worker)(str(run), config.processes, quiet)
+            elastic_launch(elastic, worker)(str(run), config.processes * elastic.max_nodes, quiet)
+        except DistStoreError as error:
+            assert node is not None
+            raise _alone(node, config.timeout_minutes, error) from error
         except ChildFailedError as error:
             if failure := _failure_of(run):
                 raise failure from error
             if stop.name:  # before the workers could listen
                 return {"run": {"status": "stopped", "stopped_by": stop.name}}
-            raise _lost(error.failures.values()) from error
-    return json.loads((run / "report.json").read_text())
+            raise _lost(error.failures.values(), node) from error
+    return json.loads((run / "report.json").read_text()) if node is None or node.rank == 0 else {}
 
 
-def _lost(failures: Iterable[Any]) -> CheckFailed:
+def _alone(node: Node, minutes: float, error: Exception) -> CheckFailed:
+    where = f"node {node.rank} of {node.count} ({node.name})"
+    return CheckFailed(
+        "rendezvous",
+        f"{where} waited {minutes:g} minutes at {node.endpoint} for the other launchers: {str(error).splitlines()[0]}",
+        "a node that never said so below did not start; a firewall between nodes must let that port through; "
+        "launch.timeout_minutes says how long to wait",
+    )
+
+
+def _lost(failures: Iterable[Any], node: Node | None) -> CheckFailed:
     """The end of workers that left no message, the first first."""
+    where = f" on {node.name}" if node else ""
     first = min(failures, key=lambda failure: failure.timestamp)
     killed = first.exitcode == -signal.SIGKILL
     return CheckFailed(
         "lost-worker",
-        f"worker {first.local_rank} (process {first.pid}) ended without a message, "
+        f"worker {first.local_rank}{where} (process {first.pid}) ended without a message, "
         + (f"by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"with exit code {first.exitcode}"),
         ("the system does that when memory runs out; " if killed else "see its lines above; ")
         + "nothing up to the newest checkpoint is lost",

@@ -181,7 +181,7 @@ def _held(config: RunConfig, shadow: Shadow, shape: Shape, accumulates: bool, de
     return Held(
         weights=sum(shadow.base_bytes.values()),
         adapter=shadow.beside_bytes,
-        gradients=gradients * (1 if config.launch.processes == 1 else 2),
+        gradients=gradients * (1 if config.launch.world == 1 else 2),
         optimiser=_optimiser(shadow),
         activations=kept,
         temporaries=max(0, most - kept - gradients),

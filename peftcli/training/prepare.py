@@ -73,8 +73,8 @@ def build_accelerator(config: RunConfig, folder: Path | None = None) -> Accelera
             log_with=None if config.tracker.name == "none" else config.tracker.name,
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes))],
         )
-    if accelerator.num_processes != launch.processes:
-        raise UserError(f"{launch.processes} processes were asked for, Accelerate runs {accelerator.num_processes}")
+    if accelerator.num_processes != launch.world:
+        raise UserError(f"{launch.world} processes were asked for, Accelerate runs {accelerator.num_processes}")
     if config.deterministic and accelerator.device.type == "cuda":
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True, warn_only=True)

@@ -53,7 +53,7 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display)
     try:
-        with StopRequest(patient=config.launch.processes > 1) as stop, out_of_memory.named(config), session.alone():
+        with StopRequest(patient=config.launch.world > 1) as stop, out_of_memory.named(config), session.alone():
             return session.go(stop)
     except CheckFailed as failure:
         session.failed(failure)
