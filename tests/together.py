@@ -74,14 +74,18 @@ def _noted(train: Any) -> Any:
     from safetensors.torch import save_file
     from torch import nn
 
+    from peftcli.training import sharding
+
     def noted(job: Any, resumed: Any) -> Any:
         progress, trained = train(job, resumed)
         model: nn.Module = job.model
         tensors = {name: t for name, t in [*model.named_parameters(), *model.named_buffers()] if name in trained}
         tensors |= {f"state/{name}": t for name, t in job.method.state(model).items()}
         place = job.run.path / f"process{job.accelerator.process_index}"
-        save_file({n: t.detach().clone().contiguous() for n, t in tensors.items()}, place.with_suffix(".safetensors"))
+        tensors = {name: sharding.whole(t.detach()).clone().contiguous() for name, t in tensors.items()}
+        save_file(tensors, place.with_suffix(".safetensors"))
         about = {"world": job.accelerator.num_processes, "steps": progress.step, "trained": sorted(trained)}
+        about["shapes"] = {n: (tuple(sharding.part(p.detach()).shape), tuple(p.shape)) for n, p in model.named_parameters()}
         place.with_suffix(".json").write_text(json.dumps(about))
         return progress, trained
 

@@ -23,7 +23,8 @@ from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
 from peftcli.tasks.contract import Evaluation
-from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, trackers
+from peftcli.reports import units
+from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, sharding, trackers
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
@@ -106,11 +107,16 @@ class _Session:
         self._same_base(before, resumed)
         if self.main:
             self.run.become_latest()
+        if job.sharded:
+            self._shard(attached)
+            before = checks.fingerprints(attached.model)
         try:
             progress, trained = train(job, resumed)
             self._check_frozen(before, attached, trained)
-            self._leave_group()
-            return self._finish(material, attached, job, progress) if self.main else {}
+            self._note_peak()
+            if not job.sharded:
+                self._leave_group()
+            return self._finish(material, attached, job, progress) if self.main or job.sharded else {}
         except Stopped:
             self.display.say(f"stopped by {stop.name or 'a signal to another process'}; a checkpoint is on disk")
             return self._stopped(stop.name)
@@ -136,8 +142,23 @@ class _Session:
         job = Job(
             self.config, attached.model, attached.method, material.task, feed, steps, self.accelerator, self.run,
             self.display, stop, self._measure(material), tracker, prefix=Prefix(attached.loaded.family),
+            sharded=prepare.sharded(self.config),
         )  # fmt: skip
         return material, attached, job
+
+    def _shard(self, attached: Attached) -> None:
+        """Cut the model up, and say how much of it is here."""
+        accelerator = self.accelerator
+        count = accelerator.num_processes
+        parts = sharding.shard(
+            attached.model, attached.method, accelerator.device, count, self.config.launch.offload
+        )
+        attached.probe = {name: tensor.to(accelerator.device) for name, tensor in attached.probe.items()}
+        held, whole = sharding.sizes(attached.model)
+        self.display.say(
+            f"cut up in {parts} parts: {units.size(held)} of {units.size(whole)} of the model's tensors are in each of "
+            f"{count} processes"
+        )
 
     def _begin(self, rows: str, resumed: Checkpoint | None) -> None:
         """Cut the log to the checkpoint and note the environment, on the same rows: its place means nothing in others.
@@ -219,12 +240,11 @@ class _Session:
         try:
             tuned = closing.evaluate(attached.model, material, self.config, self.accelerator)
         except Exception:  # whatever stops a measurement (a database, a judge of answers), what was trained is kept
-            closing.save(self.run, attached, material, self.config, Evaluation({}))
+            closing.save(self.run, attached, material, self.config, Evaluation({}), self.main)
             raise
-        artifact = closing.save(self.run, attached, material, self.config, tuned)
-        report["adapter"] = artifact
+        report["adapter"] = closing.save(self.run, attached, material, self.config, tuned, self.main)
         job.heed_stop()
-        if forms := attached.method.forms(attached.model):
+        if not job.sharded and (forms := attached.method.forms(attached.model)):
             rows, chosen = costs.batches_of(attached.probe), prepare.arithmetic(self.config, self.accelerator)
             report["costs"] = costs.measure(attached.model, forms, rows, chosen, self.accelerator.device)
         base = closing.untouched(attached, material, self.config, self.accelerator)
@@ -233,7 +253,9 @@ class _Session:
         report["data"] = {**material.counts(), "notes": self._notes(material, attached, job)}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
-        return self._write(report)
+        if job.sharded:
+            self._leave_group()
+        return self._write(report) if self.main else {}
 
     @staticmethod
     def _notes(material: Material, attached: Attached, job: Job) -> list[str]:
@@ -244,8 +266,8 @@ class _Session:
         """The most bytes held: on CPUs by all processes together, on GPUs by one."""
         return max(self.peak_in_training, memory.peak(self.accelerator.device))
 
-    def _leave_group(self) -> None:
-        """Training is over for all processes; what follows needs only the first."""
+    def _note_peak(self) -> None:
+        """The most that training held, of all processes."""
         accelerator = self.accelerator
         peak = torch.tensor(float(memory.peak(accelerator.device)), dtype=torch.float32, device=accelerator.device)
         if accelerator.num_processes > 1:
@@ -253,8 +275,12 @@ class _Session:
                 torch.distributed.ReduceOp.SUM if accelerator.device.type == "cpu" else torch.distributed.ReduceOp.MAX
             )
             torch.distributed.all_reduce(peak, together)
-            torch.distributed.destroy_process_group()
         self.peak_in_training = int(peak)
+
+    def _leave_group(self) -> None:
+        """What follows needs only the first process."""
+        if self.accelerator.num_processes > 1:
+            torch.distributed.destroy_process_group()
         gc.collect()
 
     def _times(self, job: Job, progress: Progress) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import math
 from typing import Any
 
 import pytest
@@ -22,6 +22,8 @@ from tests import few_shot, together
 from tests.runs import make_run
 
 pytestmark = pytest.mark.slow
+REFUSED = {"lora-pissa": "init=default", "kpsvd": "base=delta", "smat": "launch.strategy=ddp"}
+"""Those that FSDP may not cut the base of, and what they say."""
 STEPS = {"max_steps": 6, "batch_size": 7, "eval_every": 3, "save_every": 3}
 """Seven rows are an unequal share of two, and no two of like length."""
 SPARSE: dict[str, Any] = {"r": 4, "dropout": 0.0, "sparsity": 0.5, "few": 0.25, "final": 0.25, "guard": 1.0}
@@ -116,3 +118,32 @@ def test_both_processes_of_ddp_hold_the_same_and_follow_one(name, alone, ddp) ->
     assert_same_on_both(ddp[name])
     assert ddp[name].status == "done"
     assert_curve(ddp[name], alone[name])
+
+
+@pytest.fixture(scope="module")
+def fsdp(make) -> dict[str, RunFolder]:
+    """Each method that may on two processes that have a part of the base each."""
+    return _session(make, 2, [name for name in METHODS if name not in REFUSED], strategy="fsdp")
+
+
+@pytest.mark.parametrize("name", [name for name in METHODS if name not in REFUSED])
+def test_both_processes_of_fsdp_hold_the_same_and_follow_one(name, alone, fsdp) -> None:
+    assert_same_on_both(fsdp[name])
+    assert fsdp[name].status == "done"
+    assert_curve(fsdp[name], alone[name])
+    assert_cut_up(fsdp[name])
+
+
+def assert_cut_up(run: RunFolder) -> None:
+    """Every tensor of the base is in two parts; what an adapter adds is whole, what a whole model learns is not."""
+    halves = [together.held(run, rank)[1]["shapes"] for rank in (0, 1)]
+    adapts = run.adapter.is_dir()
+    trained = set(together.held(run, 0)[1]["trained"])
+    for name, (part, whole) in halves[0].items():
+        other = halves[1][name][0]
+        if adapts and name in trained:
+            assert part == other == whole, name
+        elif part != whole:
+            assert part[0] + other[0] == whole[0] and part[1:] == other[1:] == whole[1:], name
+    there = [sum(math.prod(part) for part, _ in half.values()) for half in halves]
+    assert max(there) < 0.75 * sum(math.prod(whole) for _, whole in halves[0].values())
