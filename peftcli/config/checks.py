@@ -24,6 +24,8 @@ CHECKS = {
     "disk-full": "The disk had no room for a file; what was complete before is still there.",
     "write-failed": "The disk failed while a file was written; what was complete before is still there.",
     "lost-worker": "A worker process ended without a message, or was never started.",
+    "waited": "A process waited in vain for the others.",
+    "ranks-differ": "The processes do not have the same rows, base or trained tensors.",
     "rendezvous": "The launchers of a run on several nodes did not find each other.",
     "sample-archive": "A sample's download is damaged or lacks a file.",
     "sample-hash": "A sample's file is not the one that was pinned.",

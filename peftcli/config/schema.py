@@ -377,7 +377,8 @@ class LaunchConfig:
     """Parts that are not computed with wait in the CPU's memory (fsdp and DeepSpeed); slower, for models that do not
     fit otherwise."""
     accelerate: str | None = None
-    """Your own Accelerate configuration file, for what this group does not say itself."""
+    """Your own Accelerate configuration file: processes, strategy, precision and device in it overrule the recipe, and
+    the command line overrules them."""
 
     @property
     def world(self) -> int:

@@ -29,6 +29,7 @@ from peftcli.training.casting import left_to_autocast
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.feed import AnyFeed, rows_of, tokens_of
+from peftcli.training.preflight import Places, agree
 from peftcli.training.prefix import Prefix
 from peftcli.training.signals import StopRequest
 
@@ -63,6 +64,7 @@ class Job:
     """`time.time()` at the end of this process's first step."""
     notes_said: int = 0
     prefix: Prefix = field(default_factory=Prefix)
+    places: Places = field(default_factory=lambda: Places(0, 1))
     sharded: bool = False
     """The model is cut up among the processes, which do everything together, up to the end."""
 
@@ -211,6 +213,7 @@ class StageLoop:
     def _step(self) -> tuple[dict[str, Any], bool]:
         """One optimiser step; returns its log row and whether any process was asked to stop."""
         job, progress, began = self.job, self.progress, time.perf_counter()
+        job.places.at(f"step {progress.step + 1}", often=True)
         accelerator, optim = job.accelerator, self.job.config.optim
         seeds.start(job.config.seed, "dropout", progress.step, accelerator.process_index)
         lr = optimiser.set_rate(self.optimiser, optim, progress.stage_step, self.stage.steps)
@@ -335,6 +338,7 @@ class StageLoop:
         """Measure the validation split; note the best, and whether to stop early."""
         job, progress = self.job, self.progress
         assert job.measure is not None
+        job.places.at(f"measuring after step {progress.step}")
         metrics = self._agreed(job.measure(job.model))
         job.model.train()
         value = metrics[job.task.best_metric]
@@ -360,6 +364,9 @@ class StageLoop:
         """Write a checkpoint; processes wait for one another, since the next step would anyway."""
         job = self.job
         main, scaler = job.accelerator.is_main_process, job.accelerator.scaler
+        job.places.at(f"a checkpoint after step {self.progress.step}")
+        mine = {name: parameter for parameter, name in self.names.items() if not sharding.is_part(parameter)}
+        agree(job.places, "trained tensors", checks.combined({n: checks.checksum(p.detach()) for n, p in mine.items()}))
         if main or job.sharded:
             checkpoint = Checkpoint(
                 Progress(**asdict(self.progress)),

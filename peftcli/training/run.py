@@ -24,10 +24,11 @@ from peftcli.config.schema import RunConfig
 from peftcli.models import packed
 from peftcli.tasks.contract import Evaluation
 from peftcli.reports import units
-from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, sharding, trackers
+from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, preflight, sharding, trackers
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
+from peftcli.training.preflight import Places, agree
 from peftcli.training.prefix import Prefix
 from peftcli.training.prepare import Attached, Material
 from peftcli.training.signals import StopRequest
@@ -54,7 +55,13 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display)
     try:
-        with StopRequest(patient=config.launch.world > 1) as stop, out_of_memory.named(config), session.alone():
+        preflight.all_reduce(session.places, accelerator.device, config.launch.preflight_seconds)
+        with (
+            StopRequest(patient=config.launch.world > 1) as stop,
+            out_of_memory.named(config),
+            session.places.named(),
+            session.alone(),
+        ):
             return session.go(stop)
     except CheckFailed as failure:
         session.failed(failure)
@@ -72,6 +79,7 @@ class _Session:
         self.run, self.config, self.accelerator, self.display = run, config, accelerator, display
         self.began = psutil.Process().create_time()
         self.main = accelerator.is_main_process
+        self.places = Places(accelerator.process_index, accelerator.num_processes)
         self.checks: list[dict[str, Any]] = []
 
     @contextmanager
@@ -104,6 +112,7 @@ class _Session:
         if resumed:
             self.display.say(f"continuing after step {resumed.progress.step}")
         before = checks.fingerprints(attached.model)
+        agree(self.places, "the frozen tensors", checks.combined(before))
         self._same_base(before, resumed)
         if self.main:
             self.run.become_latest()
@@ -122,11 +131,14 @@ class _Session:
             return self._stopped(stop.name)
 
     def _prepare(self, stop: StopRequest, resumed: Checkpoint | None) -> tuple[Material, Attached, Job]:
+        self.places.at("reading the rows")
         with self.accelerator.main_process_first():
             material = prepare.load_material(self.config)
             if self.main:
                 self._begin(material.splits.fingerprint, resumed)
+        agree(self.places, "the rows", material.splits.fingerprint)
         self._show(material)
+        self.places.at("loading the model")
         loaded = prepare.load_model(self.config, material, self.accelerator)
         for note in loaded.notes:
             self.display.say(f"note: {note}")
@@ -142,7 +154,7 @@ class _Session:
         job = Job(
             self.config, attached.model, attached.method, material.task, feed, steps, self.accelerator, self.run,
             self.display, stop, self._measure(material), tracker, prefix=Prefix(attached.loaded.family),
-            sharded=prepare.sharded(self.config),
+            places=self.places, sharded=prepare.sharded(self.config),
         )  # fmt: skip
         return material, attached, job
 
