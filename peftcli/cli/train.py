@@ -36,10 +36,11 @@ def train(
         )
     given = [*(overrides or []), *([f"launch.processes={processes}"] if processes is not None else [])]
     if resume is not None:
-        if given:
-            raise UserError(f"--resume continues the run as it was; it takes no overrides ({', '.join(given)})")
+        if overrides:
+            what = "it takes no overrides but --processes, which changes no result"
+            raise UserError(f"--resume continues the run as it was; {what} ({', '.join(overrides)})")
         with permission.code(allow_code):
-            folder, report = _resume(resume, quiet)
+            folder, report = _resume(resume, processes, quiet)
     else:
         assert recipe is not None
         if dry_run:
@@ -56,11 +57,13 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config.compose import compose
     from peftcli.launch import processes as launch
+    from peftcli.launch import strategy
 
     composed = compose(recipe, given)
     for note in composed.notes:
         typer.echo(f"note: {note}", err=True)
     launch.check(composed.config.launch)
+    strategy.check(composed.config)
     permission.require(composed.config.task)
     if composed.config.fetch:
         from peftcli.data.samples.fetch import ensure
@@ -72,11 +75,13 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
     return folder.path, _launch(folder.path, composed.config.launch, quiet)
 
 
-def _resume(run: Path, quiet: bool) -> tuple[Path, dict]:
+def _resume(run: Path, processes: int | None, quiet: bool) -> tuple[Path, dict]:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config import frozen
 
     folder = RunFolder.open(run)
+    if processes is not None and folder.status != "done":
+        folder.use_processes(processes)
     if folder.status == "done":
         typer.echo(f"{run} is already done; its report is below", err=True)
         if not folder.page.is_file():  # the disk was full when it should have been written
