@@ -125,13 +125,16 @@ class RunFolder:
         return self.read_report()["run"]["status"] if self.report.is_file() else "unfinished"
 
     def use_processes(self, count: int) -> None:
-        """Go on with so many processes; the batch of a step is the same with any number.
+        """Go on with so many processes; the batch of a step is the same with any number. One holds all of the model.
 
         Raises:
             UserError: The run cannot have so many.
         """
         config = frozen.load(self.config)
-        changed = replace(config, launch=replace(config.launch, processes=count))
+        launch = replace(config.launch, processes=count)
+        if launch.world == 1:
+            launch = replace(launch, strategy="ddp", offload=False)
+        changed = replace(config, launch=launch)
         with atomic.file(self.config) as partial:
             frozen.save(changed, partial)
             frozen.load(partial)

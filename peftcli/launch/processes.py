@@ -106,7 +106,7 @@ class _Relay(StopRequest):
 
 
 def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) -> dict[str, Any]:
-    from torch.distributed import DistStoreError
+    from torch.distributed import DistNetworkError, DistStoreError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
@@ -141,6 +141,8 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
             return {"run": {"status": "stopped", "stopped_by": stop.name}}
         try:
             elastic_launch(elastic, worker)(str(run), config.processes * elastic.max_nodes, quiet)
+        except DistNetworkError as error:
+            raise _no_port(node, error) from error
         except DistStoreError as error:
             assert node is not None
             raise _alone(node, config.timeout_minutes, error) from error
@@ -164,6 +166,13 @@ def _alone(node: Node, minutes: float, error: Exception) -> CheckFailed:
         "a node that never said so below did not start; a firewall between nodes must let that port through; "
         "launch.timeout_minutes says how long to wait",
     )
+
+
+def _no_port(node: Node | None, error: Exception) -> CheckFailed:
+    place = node.endpoint if node else "this machine"
+    taken = "EADDRINUSE" in str(error) or "in use" in str(error)
+    what = f"the port of {place} is in use by another program" if taken else f"no connection at {place}"
+    return CheckFailed("rendezvous", f"{what}: {str(error).splitlines()[0][:160]}", "give the run another port")
 
 
 def _lost(failures: Iterable[Any], node: Node | None) -> CheckFailed:
