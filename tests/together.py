@@ -85,7 +85,9 @@ def _noted(train: Any) -> Any:
         tensors = {name: sharding.whole(t.detach()).clone().contiguous() for name, t in tensors.items()}
         save_file(tensors, place.with_suffix(".safetensors"))
         about = {"world": job.accelerator.num_processes, "steps": progress.step, "trained": sorted(trained)}
-        about["shapes"] = {n: (tuple(sharding.part(p.detach()).shape), tuple(p.shape)) for n, p in model.named_parameters()}
+        about["shapes"] = {
+            n: (tuple(sharding.part(p.detach()).shape), tuple(p.shape)) for n, p in model.named_parameters()
+        }
         place.with_suffix(".json").write_text(json.dumps(about))
         return progress, trained
 

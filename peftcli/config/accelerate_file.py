@@ -112,9 +112,9 @@ def _taken(key: str, value: Any, found: dict[str, str]) -> bool:
     elif key.startswith("deepspeed_config.offload_") and value in ("cpu", "none"):
         found |= {"launch.offload": "true"} if value == "cpu" else {}
     else:
-        return any(value == one and isinstance(value, bool) == isinstance(one, bool) for one in NOTHING.get(key, ())) or (
-            key == "downcast_bf16" and value is False
-        )
+        return any(
+            value == one and isinstance(value, bool) == isinstance(one, bool) for one in NOTHING.get(key, ())
+        ) or (key == "downcast_bf16" and value is False)
     return True
 
 

@@ -75,9 +75,7 @@ def _drafted(path: Path, lines: list[str]) -> tuple[Draft, dict[str, Any]]:
     return draft, draft.resolve()
 
 
-def _rehearsing(
-    path: Path, rehearsed: list[str], overrides: list[str], place: str
-) -> tuple[Draft, dict[str, Any]]:
+def _rehearsing(path: Path, rehearsed: list[str], overrides: list[str], place: str) -> tuple[Draft, dict[str, Any]]:
     """As `_added`, with the recipe's own overrides."""
     draft, tree = _added(path, rehearsed, overrides, place, "rehearsal, ")
     draft.notes = [f"model.weights=random rehearses the recipe with {', '.join(rehearsed)} ({place})"]

@@ -1,4 +1,4 @@
-"""What a launch strategy needs of the method and of what is installed, said before any process is started."""
+"""What a launch strategy needs, said before any process is started."""
 
 from __future__ import annotations
 
@@ -12,12 +12,16 @@ def check(config: RunConfig) -> None:
     """Refuse a strategy that cannot be had.
 
     Raises:
-        UserError: The method needs all of its base in each process, or a library is missing.
+        UserError: The method needs all of its base in each process, or the strategy is one of DeepSpeed's.
     """
     strategy = config.launch.strategy
-    if strategy.startswith("deepspeed") and find_spec("deepspeed") is None:
-        what = f"launch.strategy={strategy} needs DeepSpeed, which is not installed"
-        hint = "pip install 'peftcli[deepspeed]' on a machine with GPUs, or launch=fsdp, which needs nothing more"
+    if strategy.startswith("deepspeed"):
+        installed = "" if find_spec("deepspeed") else ", which is not installed either"
+        what = f"launch.strategy={strategy} is not driven by this program: DeepSpeed{installed}, takes optimiser, clipping "
+        what += "and checkpoints into its own hands, and masks, stages and exact resuming live there"
+        hint = (
+            "launch=fsdp cuts weights, gradients and optimiser state up as ZeRO's stage 3 does, and needs nothing more"
+        )
         raise UserError(Mistake(what, "launch.strategy", hint=hint))
     if strategy == "fsdp":
         from peftcli.methods import registry

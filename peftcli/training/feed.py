@@ -36,7 +36,7 @@ def nothing_to_learn(batches: list[Batch]) -> list[Batch]:
 
 
 def as_many(batches: list[Batch], count: int) -> list[Batch]:
-    """With batches to learn nothing from up to so many, for a model that all processes have to pass through together."""
+    """With batches to learn nothing from up to so many, for a model that all processes have to run together."""
     more = [{name: tensor.clone() for name, tensor in batches[-1].items()} for _ in range(count - len(batches))]
     return batches + nothing_to_learn(more)
 

@@ -29,8 +29,8 @@ from peftcli.training.casting import left_to_autocast
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.feed import AnyFeed, rows_of, tokens_of
-from peftcli.training.preflight import Places, agree
 from peftcli.training.prefix import Prefix
+from peftcli.training.preflight import Places, agree
 from peftcli.training.signals import StopRequest
 
 SAVES = 10

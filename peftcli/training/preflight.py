@@ -82,7 +82,7 @@ class Places:
         return CheckFailed(
             "waited",
             f"the processes wait for one another in vain ({said}). Last seen: {places}",
-            "the one at another place than the rest is the one to look at; launch.timeout_minutes says how long to wait",
+            "look at the one that is elsewhere than the rest; launch.timeout_minutes says how long to wait",
         )
 
 

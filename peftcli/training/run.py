@@ -15,21 +15,32 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from peftcli.artifacts import atomic, environment
-from peftcli.artifacts.atomic import write_json
+from peftcli.artifacts import atomic
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
-from peftcli.tasks.contract import Evaluation
 from peftcli.reports import units
-from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, preflight, sharding, trackers
+from peftcli.tasks.contract import Evaluation
+from peftcli.training import (
+    beginning,
+    checkpoints,
+    checks,
+    closing,
+    costs,
+    memory,
+    out_of_memory,
+    preflight,
+    prepare,
+    sharding,
+    trackers,
+)
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
-from peftcli.training.preflight import Places, agree
 from peftcli.training.prefix import Prefix
+from peftcli.training.preflight import Places, agree
 from peftcli.training.prepare import Attached, Material
 from peftcli.training.signals import StopRequest
 
@@ -113,7 +124,8 @@ class _Session:
             self.display.say(f"continuing after step {resumed.progress.step}")
         before = checks.fingerprints(attached.model)
         agree(self.places, "the frozen tensors", checks.combined(before))
-        self._same_base(before, resumed)
+        if self.main:
+            beginning.same_base(self.run, before, resumed)
         if self.main:
             self.run.become_latest()
         if job.sharded:
@@ -135,7 +147,7 @@ class _Session:
         with self.accelerator.main_process_first():
             material = prepare.load_material(self.config)
             if self.main:
-                self._begin(material.splits.fingerprint, resumed)
+                beginning.note(self.run, self.config.seed, material.splits.fingerprint, resumed, self.display)
         agree(self.places, "the rows", material.splits.fingerprint)
         self._show(material)
         self.places.at("loading the model")
@@ -162,39 +174,13 @@ class _Session:
         """Cut the model up, and say how much of it is here."""
         accelerator = self.accelerator
         count = accelerator.num_processes
-        parts = sharding.shard(
-            attached.model, attached.method, accelerator.device, count, self.config.launch.offload
-        )
+        parts = sharding.shard(attached.model, attached.method, accelerator.device, count, self.config.launch.offload)
         attached.probe = {name: tensor.to(accelerator.device) for name, tensor in attached.probe.items()}
         held, whole = sharding.sizes(attached.model)
         self.display.say(
             f"cut up in {parts} parts: {units.size(held)} of {units.size(whole)} of the model's tensors are in each of "
             f"{count} processes"
         )
-
-    def _begin(self, rows: str, resumed: Checkpoint | None) -> None:
-        """Cut the log to the checkpoint and note the environment, on the same rows: its place means nothing in others.
-
-        Raises:
-            CheckFailed: `data-changed`.
-        """
-        if resumed:
-            before = self.run.read_environment().get("data_fingerprint", "not noted")
-            if before != rows:
-                raise CheckFailed(
-                    "data-changed",
-                    f"the rows are not those that {self.run.path} began with: their fingerprint is {rows[:12]}, and "
-                    f"was {before[:12]}",
-                    f"put the former rows back and resume, or start another run; to train this one from its first "
-                    f"step on the new rows, remove {self.run.checkpoints} and resume",
-                )
-        elif self.run.metrics():
-            self.display.say(f"{self.run.checkpoints} holds no complete checkpoint: starting at the first step")
-        self.run.cut(resumed.progress.step if resumed else 0)
-        about = {**environment.describe(), "seed": self.config.seed, "data_fingerprint": rows}
-        if resumed:
-            about["base_fingerprint"] = self.run.read_environment().get("base_fingerprint")
-        write_json(self.run.environment, about)
 
     def _show(self, material: Material) -> None:
         """What the model will see, said once: notes, counts, one row with its mask."""
@@ -214,24 +200,6 @@ class _Session:
         if material.validation is None:
             return None
         return closing.Measurer(material, material.validation, self.config, self.accelerator)
-
-    def _same_base(self, frozen_tensors: dict[str, int], resumed: Checkpoint | None) -> None:
-        """A checkpoint goes on only over the frozen tensors that it began over.
-
-        Raises:
-            CheckFailed: `base-mismatch`.
-        """
-        if not self.main:
-            return
-        now = checks.combined(frozen_tensors)
-        about = self.run.read_environment()
-        if resumed and about.get("base_fingerprint", now) != now:
-            raise CheckFailed(
-                "base-mismatch",
-                f"the base's weights are not those that {self.run.path} began over, or they are loaded in another type",
-                "fix model.revision in its config.yaml to the former commit, and resume on hardware of the same kind",
-            )
-        write_json(self.run.environment, {**about, "base_fingerprint": now})
 
     def _check_frozen(self, before: dict[str, int], attached: Attached, trained: set[str]) -> None:
         compared = checks.frozen_moved(before, attached.model, trained)

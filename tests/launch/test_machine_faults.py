@@ -21,7 +21,7 @@ from peftcli.config.errors import CheckFailed
 from peftcli.launch import processes
 from peftcli.launch.processes import Node
 from peftcli.training import checkpoints
-from tests.commands import Command, assert_said, wait_until
+from tests.commands import Command, wait_until
 from tests.forkserver import server
 
 LONG = ["training.max_steps=100000", "training.eval_every=end", "training.save_every=5"]
@@ -97,32 +97,6 @@ def test_one_worker_that_hangs_is_named_with_its_step(stepping) -> None:
     assert str(workers[-1].pid) in command.output
     assert resumable(run)
     wait_until(lambda: not any(worker.is_running() for worker in workers))
-
-
-@pytest.mark.slow
-def test_fsdp_through_the_program_and_on_with_another_number(start, recipe, peft, tmp_path) -> None:
-    """The usual port is taken all the while."""
-    with socket.socket() as taken:
-        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind(("127.0.0.1", 29500))
-        taken.listen()
-        given = ["launch.strategy=fsdp", "--processes=2", "training.max_steps=60", "training.save_every=2"]
-        command = start("train", recipe, *given)
-
-        def saved() -> bool:
-            found = run_folders(tmp_path / "runs")
-            return bool(found) and bool(checkpoints.complete(RunFolder.open(found[0]).checkpoints))
-
-        wait_until(saved, lambda: command.output)
-        command.send(signal.SIGTERM)  # to the parent alone
-        assert_said(command, 0, "cut up in 3 parts", "in each of 2 processes", "stopped; continue with")
-    run = RunFolder.open(run_folders(tmp_path / "runs")[0])
-    assert run.status == "stopped"
-    assert 0 < resumable(run) < 60
-    assert_said(peft("train", "--resume", run.path, "--processes=1"), 0, "report:")
-    assert run.status == "done"
-    assert run.metrics()[-1]["step"] == 60
-    assert frozen.load(run.config).launch.strategy == "ddp"
 
 
 def test_a_port_that_is_in_use_is_named(make_run) -> None:
