@@ -37,10 +37,11 @@ def train(
         )
     given = [*(overrides or []), *([f"launch.processes={processes}"] if processes is not None else [])]
     if resume is not None:
-        if given:
-            raise UserError(f"--resume continues the run as it was; it takes no overrides ({', '.join(given)})")
+        if overrides:
+            what = "it takes no overrides but --processes, which changes no result"
+            raise UserError(f"--resume continues the run as it was; {what} ({', '.join(overrides)})")
         with permission.code(allow_code):
-            folder, report = _resume(resume, quiet)
+            folder, report = _resume(resume, processes, quiet)
     else:
         assert recipe is not None
         if dry_run:
@@ -59,10 +60,12 @@ def begin(composed: Composed, quiet: bool) -> tuple[Path, dict]:
     """Make a run folder of a composed recipe and train it; returns the folder and the report."""
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.launch import processes as launch
+    from peftcli.launch import strategy
 
     for note in composed.notes:
         typer.echo(f"note: {note}", err=True)
     launch.check(composed.config.launch)
+    strategy.check(composed.config)
     permission.require(composed.config.task)
     if composed.config.fetch:
         from peftcli.data.samples.fetch import ensure
@@ -74,11 +77,13 @@ def begin(composed: Composed, quiet: bool) -> tuple[Path, dict]:
     return folder.path, _launch(folder.path, composed.config.launch, quiet)
 
 
-def _resume(run: Path, quiet: bool) -> tuple[Path, dict]:
+def _resume(run: Path, processes: int | None, quiet: bool) -> tuple[Path, dict]:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config import frozen
 
     folder = RunFolder.open(run)
+    if processes is not None and folder.status != "done":
+        folder.use_processes(processes)
     if folder.status == "done":
         typer.echo(f"{run} is already done; its report is below", err=True)
         if not folder.page.is_file():  # the disk was full when it should have been written

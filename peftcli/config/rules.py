@@ -69,6 +69,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "launch.processes": (1, inf),
     "launch.threads": (1, inf),
     "launch.timeout_minutes": (_TINY, inf),
+    "launch.preflight_seconds": (_TINY, inf),
     "method.r": (1, inf),
     "method.alpha": (_TINY, inf),
     "method.dropout": (0, 1 - 1e-9),

@@ -1,4 +1,4 @@
-"""One machine: this process, or several workers through torchrun's API."""
+"""The processes of one node: this process, or several workers through torchrun's API, which may meet other nodes'."""
 
 from __future__ import annotations
 
@@ -7,9 +7,12 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
+import uuid
 from collections.abc import Iterable
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,8 +24,24 @@ from peftcli.training.signals import StopRequest
 
 FAILURE = "failure.json"
 """File in the run folder in which a worker leaves the message of its failure for the parent."""
+WAITING = "waiting.json"
+"""The same of a worker that waited in vain for the others."""
 LOUD = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
 """Loggers that wrap each end of a worker in a traceback of their own; what they know is in the error they raise."""
+
+
+@dataclass(frozen=True)
+class Node:
+    """One of the machines that train together; each has a launcher, which starts its share of the workers."""
+
+    rank: int
+    count: int
+    endpoint: str
+    """`address:port` at which the launcher of node 0 waits for the others."""
+    job: str
+    """Known to all of them, and to no other run."""
+    name: str
+    """What a person calls it."""
 
 
 def check(config: LaunchConfig) -> None:
@@ -50,19 +69,25 @@ def check(config: LaunchConfig) -> None:
         )
 
 
-def start(run: Path, config: LaunchConfig, quiet: bool = False) -> dict[str, Any]:
-    """Run the training of a run folder to its end and return its report.
+def start(run: Path, config: LaunchConfig, quiet: bool = False, node: Node | None = None) -> dict[str, Any]:
+    """Run the training of a run folder to its end and return its report, which on nodes but the first is empty.
+
+    Args:
+        run: The run folder.
+        config: Its launch group; `processes` is of each node.
+        quiet: Nothing on the screen but mistakes.
+        node: Which of several machines this is; None where there is one.
 
     Raises:
         UserError: A mistake that shows only with the data or the model at hand.
         CheckFailed: A named check stopped the run.
     """
-    if config.processes == 1:
+    if config.processes == 1 and node is None:
         from peftcli.training.run import run as train
 
         return train(run, quiet=quiet)
     check(config)
-    return _elastic(run, config, quiet)
+    return _elastic(run, config, quiet, node)
 
 
 class _Relay(StopRequest):
@@ -80,51 +105,85 @@ class _Relay(StopRequest):
             os.kill(worker.pid or 0, number)
 
 
-def _elastic(run: Path, config: LaunchConfig, quiet: bool) -> dict[str, Any]:
-    import uuid
-
+def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) -> dict[str, Any]:
+    from torch.distributed import DistNetworkError, DistStoreError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
 
     from peftcli.config import frozen
+    from peftcli.models import fetching
     from peftcli.training import prepare
 
-    (run / FAILURE).unlink(missing_ok=True)
+    if node is None or node.rank == 0:
+        for name in (FAILURE, WAITING):
+            (run / name).unlink(missing_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(prepare.threads(config))
     elastic = Elastic(
-        min_nodes=1,
-        max_nodes=1,
+        min_nodes=node.count if node else 1,
+        max_nodes=node.count if node else 1,
         nproc_per_node=config.processes,
-        run_id=uuid.uuid4().hex,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
+        run_id=node.job if node else uuid.uuid4().hex,
+        rdzv_backend="static" if node else "c10d",
+        rdzv_endpoint=node.endpoint if node else "localhost:0",
+        rdzv_configs={"rank": node.rank, "timeout": round(60 * config.timeout_minutes)} if node else {},
         max_restarts=0,
         monitor_interval=0.1,
         signals_to_handle="SIGHUP,SIGQUIT",  # at those torchrun ends the workers itself
     )
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    prepare.load_material(frozen.load(run / "config.yaml"))  # encoded once, before anybody waits for anybody
     with _Relay() as stop:
+        whole = frozen.load(run / "config.yaml")
+        fetching.fetch(whole.model)  # once, before anybody waits for anybody; the rows are encoded once too
+        prepare.load_material(whole)
+        if stop.name:
+            return {"run": {"status": "stopped", "stopped_by": stop.name}}
         try:
-            elastic_launch(elastic, worker)(str(run), config.processes, quiet)
+            elastic_launch(elastic, worker)(str(run), config.processes * elastic.max_nodes, quiet)
+        except DistNetworkError as error:
+            raise _no_port(node, error) from error
+        except DistStoreError as error:
+            assert node is not None
+            raise _alone(node, config.timeout_minutes, error) from error
         except ChildFailedError as error:
             if failure := _failure_of(run):
                 raise failure from error
             if stop.name:  # before the workers could listen
                 return {"run": {"status": "stopped", "stopped_by": stop.name}}
-            raise _lost(error.failures.values()) from error
-    return json.loads((run / "report.json").read_text())
+            killed = any(failure.exitcode < 0 for failure in error.failures.values())
+            if not killed and (waited := _failure_of(run, WAITING)):
+                raise waited from error
+            raise _lost(error.failures.values(), node) from error
+    return json.loads((run / "report.json").read_text()) if node is None or node.rank == 0 else {}
 
 
-def _lost(failures: Iterable[Any]) -> CheckFailed:
+def _alone(node: Node, minutes: float, error: Exception) -> CheckFailed:
+    where = f"node {node.rank} of {node.count} ({node.name})"
+    return CheckFailed(
+        "rendezvous",
+        f"{where} waited {minutes:g} minutes at {node.endpoint} for the other launchers: {str(error).splitlines()[0]}",
+        "a node that never said so below did not start; a firewall between nodes must let that port through; "
+        "launch.timeout_minutes says how long to wait",
+    )
+
+
+def _no_port(node: Node | None, error: Exception) -> CheckFailed:
+    place = node.endpoint if node else "this machine"
+    taken = "EADDRINUSE" in str(error) or "in use" in str(error)
+    what = f"the port of {place} is in use by another program" if taken else f"no connection at {place}"
+    return CheckFailed("rendezvous", f"{what}: {str(error).splitlines()[0][:160]}", "give the run another port")
+
+
+def _lost(failures: Iterable[Any], node: Node | None) -> CheckFailed:
     """The end of workers that left no message, the first first."""
-    first = min(failures, key=lambda failure: failure.timestamp)
+    where = f" on {node.name}" if node else ""
+    # Of those that end within one look at them, the one that was killed is the cause.
+    first = min(failures, key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
     killed = first.exitcode == -signal.SIGKILL
     return CheckFailed(
         "lost-worker",
-        f"worker {first.local_rank} (process {first.pid}) ended without a message, "
+        f"worker {first.local_rank}{where} (process {first.pid}) ended without a message, "
         + (f"by {signal.Signals(-first.exitcode).name}" if first.exitcode < 0 else f"with exit code {first.exitcode}"),
         ("the system does that when memory runs out; " if killed else "see its lines above; ")
         + "nothing up to the newest checkpoint is lost",
@@ -148,20 +207,34 @@ def worker(run: str, processes: int, quiet: bool) -> None:
         _leave(Path(run), {"check": error.check, "what": error.what, "hint": error.hint})
         raise SystemExit(1) from error
     except Exception as error:
-        if not (Path(run) / FAILURE).exists():  # else it is only that another worker is gone
-            traceback.print_exc()
+        said, rank = str(error).strip().splitlines() or [""], os.environ["RANK"]
+        _leave(
+            Path(run),
+            {
+                "check": "lost-worker",
+                "what": f"worker {rank} (process {os.getpid()}) failed: {type(error).__name__}: {said[0]}",
+                "hint": "its traceback is above; nothing up to the newest checkpoint is lost",
+                "traceback": traceback.format_exc(),
+            },
+        )
         raise SystemExit(1) from error
 
 
 def _leave(run: Path, failure: dict[str, Any]) -> None:
-    if not (run / FAILURE).exists():
-        (run / FAILURE).write_text(json.dumps(failure))
+    """Write down why this worker ends. The first to fail is the cause; that others waited for it in vain is not."""
+    name = WAITING if failure.get("check") == "waited" else FAILURE
+    with suppress(FileExistsError):
+        handle = os.open(run / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(handle, "w") as file:
+            json.dump(failure, file)
 
 
-def _failure_of(run: Path) -> Exception | None:
-    if not (run / FAILURE).exists():
+def _failure_of(run: Path, name: str = FAILURE) -> Exception | None:
+    if not (run / name).exists():
         return None
-    failure = json.loads((run / FAILURE).read_text())
+    failure = json.loads((run / name).read_text())
+    if trace := failure.pop("traceback", ""):
+        print(trace, file=sys.stderr, end="")
     if "mistakes" in failure:
         rows = [{**m, "allowed": tuple(m["allowed"])} for m in failure["mistakes"]]
         return UserError(*(Mistake(**m) for m in rows))

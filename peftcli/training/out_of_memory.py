@@ -38,7 +38,7 @@ def changes(config: RunConfig) -> list[Change]:
 def candidates(config: RunConfig) -> list[Change]:
     """Changes that this recipe has not made yet, the cheapest first; whether one saves memory depends on the recipe."""
     training, model, task = config.training, config.model, config.task
-    rows = training.micro_batch_size or -(-training.batch_size // config.launch.processes)
+    rows = training.micro_batch_size or -(-training.batch_size // config.launch.world)
     found = []
     if rows > 1:
         fewer = replace(training, micro_batch_size=rows // 2)

@@ -73,7 +73,7 @@ def probe(config: RunConfig) -> Measured:
         UserError: The model or the rows are not here, or there is something wrong with them.
         CheckFailed: A named check stopped the steps, or the process was killed for the memory it took.
     """
-    if config.launch.processes > 1:
+    if config.launch.world > 1:
         raise UserError("--probe measures one process; leave launch.processes at 1")
     with tempfile.TemporaryDirectory() as folder:
         # Three steps need no other rows than these, and write their checkpoint where it is removed.

@@ -15,19 +15,33 @@ import torch
 from accelerate import Accelerator
 from filelock import FileLock, Timeout
 
-from peftcli.artifacts import atomic, environment
-from peftcli.artifacts.atomic import write_json
+from peftcli.artifacts import atomic
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
+from peftcli.reports import units
 from peftcli.tasks.contract import Evaluation
-from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, trackers, trials
+from peftcli.training import (
+    beginning,
+    checkpoints,
+    checks,
+    closing,
+    costs,
+    memory,
+    out_of_memory,
+    preflight,
+    prepare,
+    sharding,
+    trackers,
+    trials,
+)
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
 from peftcli.training.prefix import Prefix
+from peftcli.training.preflight import Places, agree
 from peftcli.training.prepare import Attached, Material
 from peftcli.training.signals import StopRequest
 
@@ -53,7 +67,13 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display)
     try:
-        with StopRequest(patient=config.launch.processes > 1) as stop, out_of_memory.named(config), session.alone():
+        preflight.all_reduce(session.places, accelerator.device, config.launch.preflight_seconds)
+        with (
+            StopRequest(patient=config.launch.world > 1) as stop,
+            out_of_memory.named(config),
+            session.places.named(),
+            session.alone(),
+        ):
             return session.go(stop)
     except CheckFailed as failure:
         session.failed(failure)
@@ -71,6 +91,7 @@ class _Session:
         self.run, self.config, self.accelerator, self.display = run, config, accelerator, display
         self.began = psutil.Process().create_time()
         self.main = accelerator.is_main_process
+        self.places = Places(accelerator.process_index, accelerator.num_processes)
         self.checks: list[dict[str, Any]] = []
         self.trials: list[trials.Trial] = []
 
@@ -105,24 +126,33 @@ class _Session:
             if resumed:
                 self.display.say(f"continuing after step {resumed.progress.step}")
             before = checks.fingerprints(attached.model)
-            self._same_base(before, resumed)
+            agree(self.places, "the frozen tensors", checks.combined(before))
             if self.main:
+                beginning.same_base(self.run, before, resumed)
                 self.run.become_latest()
+            if job.sharded:
+                self._shard(attached)
+                before = checks.fingerprints(attached.model)
             progress, trained = train(job, resumed)
             self._check_frozen(before, attached, trained)
-            self._leave_group()
-            return self._finish(material, attached, job, progress) if self.main else {}
+            self._note_peak()
+            if not job.sharded:
+                self._leave_group()
+            return self._finish(material, attached, job, progress) if self.main or job.sharded else {}
         except Stopped:
             self.display.say(f"stopped by {stop.name or 'a signal to another process'}; what is done is on disk")
             return self._stopped(stop.name)
 
     def _prepare(self, stop: StopRequest, resumed: Checkpoint | None) -> tuple[Material, Attached, Job]:
+        self.places.at("reading the rows")
         with self.accelerator.main_process_first():
             material = prepare.load_material(self.config)
             if self.main:
-                self._begin(material.splits.fingerprint, resumed)
+                beginning.note(self.run, self.config.seed, material.splits.fingerprint, resumed, self.display)
+        agree(self.places, "the rows", material.splits.fingerprint)
         self._show(material)
         self.config, self.trials = trials.settle(self.config, material, self.accelerator, self.run, self.display, stop)
+        self.places.at("loading the model")
         loaded = prepare.load_model(self.config, material, self.accelerator)
         for note in loaded.notes:
             self.display.say(f"note: {note}")
@@ -138,32 +168,21 @@ class _Session:
         job = Job(
             self.config, attached.model, attached.method, material.task, feed, steps, self.accelerator, self.run,
             self.display, stop, self._measure(material), tracker, prefix=Prefix(attached.loaded.family),
+            places=self.places, sharded=prepare.sharded(self.config),
         )  # fmt: skip
         return material, attached, job
 
-    def _begin(self, rows: str, resumed: Checkpoint | None) -> None:
-        """Cut the log to the checkpoint and note the environment, on the same rows: its place means nothing in others.
-
-        Raises:
-            CheckFailed: `data-changed`.
-        """
-        if resumed:
-            before = self.run.read_environment().get("data_fingerprint", "not noted")
-            if before != rows:
-                raise CheckFailed(
-                    "data-changed",
-                    f"the rows are not those that {self.run.path} began with: their fingerprint is {rows[:12]}, and "
-                    f"was {before[:12]}",
-                    f"put the former rows back and resume, or start another run; to train this one from its first "
-                    f"step on the new rows, remove {self.run.checkpoints} and resume",
-                )
-        elif self.run.metrics():
-            self.display.say(f"{self.run.checkpoints} holds no complete checkpoint: starting at the first step")
-        self.run.cut(resumed.progress.step if resumed else 0)
-        about = {**environment.describe(), "seed": self.config.seed, "data_fingerprint": rows}
-        if resumed:
-            about["base_fingerprint"] = self.run.read_environment().get("base_fingerprint")
-        write_json(self.run.environment, about)
+    def _shard(self, attached: Attached) -> None:
+        """Cut the model up, and say how much of it is here."""
+        accelerator = self.accelerator
+        count = accelerator.num_processes
+        parts = sharding.shard(attached.model, attached.method, accelerator.device, count, self.config.launch.offload)
+        attached.probe = {name: tensor.to(accelerator.device) for name, tensor in attached.probe.items()}
+        held, whole = sharding.sizes(attached.model)
+        self.display.say(
+            f"cut up in {parts} parts: {units.size(held)} of {units.size(whole)} of the model's tensors are in each of "
+            f"{count} processes"
+        )
 
     def _show(self, material: Material) -> None:
         """What the model will see, said once: notes, counts, one row with its mask."""
@@ -184,24 +203,6 @@ class _Session:
             return None
         return closing.Measurer(material, material.validation, self.config, self.accelerator)
 
-    def _same_base(self, frozen_tensors: dict[str, int], resumed: Checkpoint | None) -> None:
-        """A checkpoint goes on only over the frozen tensors that it began over.
-
-        Raises:
-            CheckFailed: `base-mismatch`.
-        """
-        if not self.main:
-            return
-        now = checks.combined(frozen_tensors)
-        about = self.run.read_environment()
-        if resumed and about.get("base_fingerprint", now) != now:
-            raise CheckFailed(
-                "base-mismatch",
-                f"the base's weights are not those that {self.run.path} began over, or they are loaded in another type",
-                "fix model.revision in its config.yaml to the former commit, and resume on hardware of the same kind",
-            )
-        write_json(self.run.environment, {**about, "base_fingerprint": now})
-
     def _check_frozen(self, before: dict[str, int], attached: Attached, trained: set[str]) -> None:
         compared = checks.frozen_moved(before, attached.model, trained)
         self.checks.append(
@@ -221,12 +222,11 @@ class _Session:
         try:
             tuned = closing.evaluate(attached.model, material, self.config, self.accelerator)
         except Exception:  # whatever stops a measurement (a database, a judge of answers), what was trained is kept
-            closing.save(self.run, attached, material, self.config, Evaluation({}))
+            closing.save(self.run, attached, material, self.config, Evaluation({}), self.main)
             raise
-        artifact = closing.save(self.run, attached, material, self.config, tuned)
-        report["adapter"] = artifact
+        report["adapter"] = closing.save(self.run, attached, material, self.config, tuned, self.main)
         job.heed_stop()
-        if forms := attached.method.forms(attached.model):
+        if not job.sharded and (forms := attached.method.forms(attached.model)):
             rows, chosen = costs.batches_of(attached.probe), prepare.arithmetic(self.config, self.accelerator)
             report["costs"] = costs.measure(attached.model, forms, rows, chosen, self.accelerator.device)
         start = None
@@ -239,7 +239,9 @@ class _Session:
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
         report["trials"] = [vars(trial) for trial in self.trials]
-        return self._write(report)
+        if job.sharded:
+            self._leave_group()
+        return self._write(report) if self.main else {}
 
     @staticmethod
     def _notes(material: Material, attached: Attached, job: Job) -> list[str]:
@@ -250,8 +252,8 @@ class _Session:
         """The most bytes held: on CPUs by all processes together, on GPUs by one."""
         return max(self.peak_in_training, memory.peak(self.accelerator.device))
 
-    def _leave_group(self) -> None:
-        """Training is over for all processes; what follows needs only the first."""
+    def _note_peak(self) -> None:
+        """The most that training held, of all processes."""
         accelerator = self.accelerator
         peak = torch.tensor(float(memory.peak(accelerator.device)), dtype=torch.float32, device=accelerator.device)
         if accelerator.num_processes > 1:
@@ -259,8 +261,12 @@ class _Session:
                 torch.distributed.ReduceOp.SUM if accelerator.device.type == "cpu" else torch.distributed.ReduceOp.MAX
             )
             torch.distributed.all_reduce(peak, together)
-            torch.distributed.destroy_process_group()
         self.peak_in_training = int(peak)
+
+    def _leave_group(self) -> None:
+        """What follows needs only the first process."""
+        if self.accelerator.num_processes > 1:
+            torch.distributed.destroy_process_group()
         gc.collect()
 
     def _times(self, job: Job, progress: Progress) -> dict[str, float]:

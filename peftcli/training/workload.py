@@ -150,7 +150,7 @@ def _pictures(config: RunConfig, material: prepare.Material) -> Workload:
 
 def _share(config: RunConfig, rows: int) -> tuple[int, bool]:
     """Rows that one process holds at once out of a global batch, and whether there are several such parts."""
-    mine = math.ceil(rows / config.launch.processes)
+    mine = math.ceil(rows / config.launch.world)
     micro = min(config.training.micro_batch_size or mine, mine)
     return micro, micro < mine
 
