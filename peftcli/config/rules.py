@@ -9,7 +9,7 @@ from contextlib import suppress
 from math import inf, isfinite
 from typing import Any
 
-from peftcli.config import paths, peft_types, sample_kinds
+from peftcli.config import paths, peft_types, sample_kinds, slurm_rules
 from peftcli.config.errors import Mistake, nearest, unknown
 from peftcli.config.rule_table import METRICS, RULES, SCORED
 from peftcli.config.schema import SCHEMA_VERSION
@@ -68,6 +68,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "launch.processes": (1, inf),
     "launch.threads": (1, inf),
     "launch.timeout_minutes": (_TINY, inf),
+    "launch.nodes": (1, inf),
+    "launch.gpus_per_node": (1, inf),
+    "launch.cpus_per_task": (1, inf),
+    "launch.warning": (10, 65535),
+    "launch.requeues": (0, inf),
+    "launch.at_once": (1, inf),
     "method.r": (1, inf),
     "method.alpha": (_TINY, inf),
     "method.dropout": (0, 1 - 1e-9),
@@ -121,7 +127,8 @@ def conflicts(checked: Checked) -> list[Mistake]:
     """Every broken range and rule; a value that is already known to be a mistake breaks none."""
     where = _Where(checked)
     found = [*_ranges(where), *_amounts(where), *_rules(where), *_version(where), *_splits(where), *_texts(where)]
-    return [*found, *_columns(where), *_metric(where), *_peft(where), *_samples(where), *_bundled(where)]
+    found += [*_columns(where), *_metric(where), *_peft(where), *_samples(where), *_bundled(where)]
+    return [*found, *slurm_rules.mistakes(where.get, where.of)]
 
 
 class _Where:
