@@ -11,10 +11,12 @@ import typer
 
 from peftcli.cli.arguments import Overrides, RecipeOrNone
 from peftcli.config import permission
-from peftcli.config.errors import CheckFailed, UserError
+from peftcli.config.errors import CheckFailed, Mistake, UserError
+from peftcli.config.schema import SlurmConfig
 
 if TYPE_CHECKING:
     from peftcli.config.schema import LaunchConfig
+    from peftcli.launch.slurm import Submission
 
 
 def train(
@@ -24,6 +26,12 @@ def train(
     processes: Annotated[int | None, typer.Option(help="Worker processes; the same as launch.processes=N.")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Compose, validate, count, estimate; train nothing.")
+    ] = False,
+    array: Annotated[
+        Path | None, typer.Option(help="Submit a run for each line of overrides in this file; needs launch=slurm.")
+    ] = None,
+    print_script: Annotated[
+        bool, typer.Option("--print-script", help="Show the batch script of launch=slurm; submit nothing.")
     ] = False,
     allow_code: Annotated[bool, typer.Option("--allow-code", help=permission.HELP)] = False,
     quiet: Annotated[bool, typer.Option("--quiet", help="No progress, only the closing table.")] = False,
@@ -35,11 +43,12 @@ def train(
             "name either a recipe or, with --resume, a run folder: peft train RECIPE, peft train --resume RUN"
         )
     given = [*(overrides or []), *([f"launch.processes={processes}"] if processes is not None else [])]
+    given += [f"launch.array={json.dumps(str(array))}"] if array is not None else []
     if resume is not None:
         if given:
             raise UserError(f"--resume continues the run as it was; it takes no overrides ({', '.join(given)})")
         with permission.code(allow_code):
-            folder, report = _resume(resume, quiet)
+            ended = _resume(resume, quiet, as_json)
     else:
         assert recipe is not None
         if dry_run:
@@ -48,19 +57,29 @@ def train(
             estimate(recipe, given, probe=False, as_json=as_json)
             return
         with permission.code(allow_code):
-            folder, report = _start(recipe, given, quiet)
-    _close(folder, report, as_json)
+            ended = _start(recipe, given, quiet, print_script, as_json)
+    if ended is not None:
+        _close(*ended, as_json)
 
 
-def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
+def _start(recipe: str, given: list[str], quiet: bool, print_script: bool, as_json: bool) -> tuple[Path, dict] | None:
+    """Train, and return the folder and the report; on a cluster only see to it that somebody will."""
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config.compose import compose
     from peftcli.launch import processes as launch
+    from peftcli.launch import slurm
 
     composed = compose(recipe, given)
     for note in composed.notes:
         typer.echo(f"note: {note}", err=True)
-    launch.check(composed.config.launch)
+    on_cluster = composed.config.launch.type == "slurm"
+    if print_script:
+        if not on_cluster:
+            raise UserError(Mistake("--print-script shows a batch script", hint="add launch=slurm"))
+        typer.echo(slurm.script(composed), nl=False)
+        return None
+    if not on_cluster:
+        launch.check(composed.config.launch)
     permission.require(composed.config.task)
     if composed.config.fetch:
         from peftcli.data.samples.fetch import ensure
@@ -68,14 +87,21 @@ def _start(recipe: str, given: list[str], quiet: bool) -> tuple[Path, dict]:
         model, data = composed.config.model, composed.config.data
         parts: list[Any] = [model, data, *data.domains.values()]
         ensure([str(part.name) for part in parts if part.source == "sample"])
+    if on_cluster:
+        _tell(slurm.start(composed), as_json)
+        return None
     folder = RunFolder.create(composed.config, composed.overrides)
     return folder.path, _launch(folder.path, composed.config.launch, quiet)
 
 
-def _resume(run: Path, quiet: bool) -> tuple[Path, dict]:
+def _resume(run: Path, quiet: bool, as_json: bool) -> tuple[Path, dict] | None:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config import frozen
+    from peftcli.launch import slurm, slurm_array
 
+    if slurm_array.is_array(run):
+        _tell(slurm.again(run, slurm_array.launch_of(run)), as_json)
+        return None
     folder = RunFolder.open(run)
     if folder.status == "done":
         typer.echo(f"{run} is already done; its report is below", err=True)
@@ -84,7 +110,11 @@ def _resume(run: Path, quiet: bool) -> tuple[Path, dict]:
 
             page.write(folder.path)
         return folder.path, folder.read_report()
-    return folder.path, _launch(folder.path, frozen.load(folder.config).launch, quiet)
+    launch = frozen.load(folder.config).launch
+    if isinstance(launch, SlurmConfig):
+        _tell(slurm.again(run, launch), as_json)
+        return None
+    return folder.path, _launch(folder.path, launch, quiet)
 
 
 def _launch(folder: Path, config: LaunchConfig, quiet: bool) -> dict:
@@ -99,6 +129,18 @@ def _launch(folder: Path, config: LaunchConfig, quiet: bool) -> dict:
             raise
         typer.echo(f"the run is in {folder}; when the cause is mended: peft train --resume {folder}", err=True)
         raise
+
+
+def _tell(submitted: Submission, as_json: bool) -> None:
+    """Say where a job is, and return: nobody waits for it."""
+    if as_json:
+        typer.echo(json.dumps({name: str(value) for name, value in vars(submitted).items() if value is not None}))
+        return
+    many = f", an array of {submitted.members}" if submitted.members is not None else ""
+    typer.echo(f"submitted as job {submitted.job}{many}")
+    typer.echo(f"folder: {submitted.folder}")
+    typer.echo(f"log: {submitted.log}")
+    typer.echo(f"peft jobs shows how it stands; peft jobs logs {submitted.job}; peft jobs cancel {submitted.job}")
 
 
 def _close(folder: Path, report: dict, as_json: bool) -> None:

@@ -25,6 +25,8 @@ CHECKS = {
     "write-failed": "The disk failed while a file was written; what was complete before is still there.",
     "lost-worker": "A worker process ended without a message, or was never started.",
     "rendezvous": "The launchers of a run on several nodes did not find each other.",
+    "slurm-refused": "Slurm did not take a job, or did not answer; its own words are shown.",
+    "requeues-used": "A job went back into the queue as often as launch.requeues allows.",
     "sample-archive": "A sample's download is damaged or lacks a file.",
     "sample-hash": "A sample's file is not the one that was pinned.",
     "sample-conversion": "A converted sample does not answer as its original does.",
