@@ -11,7 +11,7 @@ from typing import Any
 from peft import PeftConfig, PeftModel, get_peft_model_state_dict
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from peftcli import register_with_peft
@@ -197,11 +197,13 @@ def save_model(
     folder: Path,
     lineage: dict[str, Any],
     metrics: dict[str, dict[str, float]],
+    tensors: dict[str, Tensor] | None = None,
 ) -> None:
-    """Write a whole model as a plain Transformers folder, with lineage and card. Arguments and errors as `save`."""
+    """Write a whole model as a plain Transformers folder, with lineage and card. Arguments and errors as `save`;
+    `tensors` are the model's where it has only parts of them itself."""
     lineage = portable(lineage)
     with atomic.folder(folder) as partial:
-        write_model(model, tokenizer, partial)
+        write_model(model, tokenizer, partial, tensors)
         describe(partial, lineage, card.model(lineage, type(model).__name__, metrics))
 
 
@@ -232,14 +234,19 @@ def load_model(kind: type[PreTrainedModel], folder: Path, **arguments: Any) -> P
     return model
 
 
-def write_model(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | ImageReader | None, folder: Path) -> None:
+def write_model(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | ImageReader | None,
+    folder: Path,
+    tensors: dict[str, Tensor] | None = None,
+) -> None:
     """Write model and tokenizer or image reader to a folder in Transformers' own layout, without this machine's
     paths."""
     was = model.config._name_or_path
     model.config._name_or_path = _name(was)
     try:
         with quiet():
-            model.save_pretrained(folder)
+            model.save_pretrained(folder, state_dict=tensors)
     finally:
         model.config._name_or_path = was
     if len({parameter.dtype for parameter in model.parameters()}) > 1:

@@ -24,6 +24,8 @@ CHECKS = {
     "disk-full": "The disk had no room for a file; what was complete before is still there.",
     "write-failed": "The disk failed while a file was written; what was complete before is still there.",
     "lost-worker": "A worker process ended without a message, or was never started.",
+    "waited": "A process waited in vain for the others.",
+    "ranks-differ": "The processes do not have the same rows, base or trained tensors.",
     "rendezvous": "The launchers of a run on several nodes did not find each other.",
     "slurm-refused": "Slurm did not take a job, or did not answer; its own words are shown.",
     "requeues-used": "A job went back into the queue as often as launch.requeues allows.",

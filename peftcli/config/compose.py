@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from peftcli.config import catalog
+from peftcli.config import accelerate_file, catalog
 from peftcli.config.draft import Draft
 from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.frozen import plain
@@ -52,8 +52,11 @@ def compose(recipe: str, overrides: Sequence[str] = ()) -> Composed:
     """
     path = find_recipe(recipe)
     draft, tree = _drafted(path, list(overrides))
-    if rehearsed := _rehearsal(tree, overrides):
-        draft, tree = _rehearsing(path, rehearsed, list(overrides))
+    rehearsed = _rehearsal(tree, overrides)
+    if rehearsed:
+        draft, tree = _rehearsing(path, rehearsed, list(overrides), draft.origin("rehearsal.overrides"))
+    if lines := _accelerate(tree, overrides):
+        draft, tree = _added(path, lines, [*rehearsed, *overrides], tree["launch"]["accelerate"])
     checked = validate(tree, draft.origin, draft.groups, frozenset(draft.undecided))
     found = checked.mistakes + conflicts(checked) + two_batch_sizes(checked)
     if not draft.is_readable:  # what a file may have said is unknown, so that only overrides can be judged
@@ -72,19 +75,38 @@ def _drafted(path: Path, lines: list[str]) -> tuple[Draft, dict[str, Any]]:
     return draft, draft.resolve()
 
 
-def _rehearsing(path: Path, rehearsed: list[str], overrides: list[str]) -> tuple[Draft, dict[str, Any]]:
-    """As `_drafted`, with the recipe's own overrides before those of the command line, named by their place."""
-    draft, tree = _drafted(path, [*rehearsed, *overrides])
-    place = draft.origin("rehearsal.overrides")
-    for key, origin in draft.origins.items():
-        if origin.removeprefix("override ") in rehearsed:
-            draft.origins[key] = f"rehearsal, {place}"
-    draft.mistakes = [
-        replace(mistake, where=place) if mistake.where.removeprefix("override ") in rehearsed else mistake
-        for mistake in draft.mistakes
-    ]
+def _rehearsing(
+    path: Path, rehearsed: list[str], overrides: list[str], place: str
+) -> tuple[Draft, dict[str, Any]]:
+    """As `_added`, with the recipe's own overrides."""
+    draft, tree = _added(path, rehearsed, overrides, place, "rehearsal, ")
     draft.notes = [f"model.weights=random rehearses the recipe with {', '.join(rehearsed)} ({place})"]
     return draft, tree
+
+
+def _added(
+    path: Path, lines: list[str], overrides: list[str], place: str, kind: str = ""
+) -> tuple[Draft, dict[str, Any]]:
+    """As `_drafted`, with these lines before the overrides of the command line, named by their place."""
+    draft, tree = _drafted(path, [*lines, *overrides])
+    for key, origin in draft.origins.items():
+        if origin.removeprefix("override ") in lines:
+            draft.origins[key] = f"{kind}{place}"
+    draft.mistakes = [
+        replace(mistake, where=place) if mistake.where.removeprefix("override ") in lines else mistake
+        for mistake in draft.mistakes
+    ]
+    return draft, tree
+
+
+def _accelerate(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:
+    """What the user's own Accelerate file says, without what the command line says itself."""
+    launch = tree.get("launch")
+    file = launch.get("accelerate") if isinstance(launch, dict) else None
+    if not isinstance(file, str):
+        return []
+    given = {_key(override) for override in overrides}
+    return [line for line in accelerate_file.overrides(file) if _key(line) not in given]
 
 
 def _rehearsal(tree: dict[str, Any], overrides: Sequence[str]) -> list[str]:

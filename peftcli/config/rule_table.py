@@ -194,7 +194,7 @@ RULES = (
         "add training.cache_features=auto, or remove task.augment",
     ),
     Rule(
-        ("training.cache_features", "launch.processes"),
+        ("training.cache_features", "launch.world"),
         lambda cached, processes: cached is True and processes > 1,
         "training.cache_features is for one process: each of several would keep all pictures",
         "add training.cache_features=auto, or launch.processes=1",
@@ -224,10 +224,34 @@ RULES = (
         "add launch.array=FILE, or remove launch.at_once",
     ),
     Rule(
-        ("launch.nodes", "training.cache_features"),
-        lambda nodes, cached: cached is True and nodes > 1,
-        "training.cache_features is for one process: each of several would keep all pictures",
-        "add training.cache_features=auto, or launch.nodes=1",
+        ("launch.strategy", "launch.world"),
+        lambda strategy, world: strategy != "ddp" and world == 1,
+        "launch.strategy cuts the model up among processes, and there is one",
+        "add --processes 2 or more, or launch.strategy=ddp",
+    ),
+    Rule(
+        ("launch.offload", "launch.strategy"),
+        lambda offload, strategy: offload and strategy == "ddp",
+        "launch.offload sends parts of the model to the CPU's memory, and with launch.strategy=ddp there are no parts",
+        "add launch.strategy=fsdp, or launch.offload=false",
+    ),
+    Rule(
+        ("launch.strategy", "model.quantization"),
+        lambda strategy, packed: strategy != "ddp" and packed is not None,
+        "weights in few bits are not cut up among processes",
+        "add model.quantization=null, or launch.strategy=ddp",
+    ),
+    Rule(
+        ("launch.strategy", "method.name", "training.precision"),
+        lambda strategy, method, precision: strategy == "fsdp" and method == "full" and precision == "fp16",
+        "training.precision=fp16 scales the loss, which is not done for gradients in parts",
+        "add training.precision=bf16",
+    ),
+    Rule(
+        ("launch.strategy", "launch.device"),
+        lambda strategy, device: strategy.startswith("deepspeed") and device in ("cpu", "mps"),
+        "DeepSpeed is for GPUs here",
+        "add launch.strategy=fsdp, which also runs on CPUs",
     ),
     Rule(
         ("task.positive", "task.multilabel"),

@@ -74,6 +74,7 @@ RANGES: dict[str, tuple[float, float]] = {
     "launch.warning": (10, 65535),
     "launch.requeues": (0, inf),
     "launch.at_once": (1, inf),
+    "launch.preflight_seconds": (_TINY, inf),
     "method.r": (1, inf),
     "method.alpha": (_TINY, inf),
     "method.dropout": (0, 1 - 1e-9),

@@ -370,6 +370,16 @@ class LaunchConfig:
     """CPU threads a process; null shares all cores among them."""
     timeout_minutes: float = 10.0
     """How long a process waits for the others before the run fails."""
+    preflight_seconds: float = 60.0
+    """How long processes wait for one another before the model is loaded, when all do the same small thing once."""
+    strategy: Literal["ddp", "fsdp", "deepspeed-zero2", "deepspeed-zero3"] = "ddp"
+    """What several processes hold of the model: each all of it (ddp), or each a part (fsdp, or DeepSpeed's stages)."""
+    offload: bool = False
+    """Parts that are not computed with wait in the CPU's memory (fsdp and DeepSpeed); slower, for models that do not
+    fit otherwise."""
+    accelerate: str | None = None
+    """Your own Accelerate configuration file: processes, strategy, precision and device in it overrule the recipe, and
+    the command line overrules them."""
 
     @property
     def world(self) -> int:
@@ -423,7 +433,7 @@ class SlurmConfig(LaunchConfig):
     @property
     def world(self) -> int:
         """Worker processes of all nodes together."""
-        return self.nodes * self.processes
+        return self.nodes * (self.gpus_per_node or self.processes)
 
 
 LAUNCHES: dict[str, type] = {"local": LaunchConfig, "slurm": SlurmConfig}

@@ -7,9 +7,11 @@ import logging
 import multiprocessing
 import os
 import signal
+import sys
 import traceback
 import uuid
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,6 +24,8 @@ from peftcli.training.signals import StopRequest
 
 FAILURE = "failure.json"
 """File in the run folder in which a worker leaves the message of its failure for the parent."""
+WAITING = "waiting.json"
+"""The same of a worker that waited in vain for the others."""
 LOUD = ("torch.distributed.elastic", "torch.multiprocessing.spawn")
 """Loggers that wrap each end of a worker in a traceback of their own; what they know is in the error they raise."""
 
@@ -111,7 +115,8 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
     from peftcli.training import prepare
 
     if node is None or node.rank == 0:
-        (run / FAILURE).unlink(missing_ok=True)
+        for name in (FAILURE, WAITING):
+            (run / name).unlink(missing_ok=True)
     os.environ["OMP_NUM_THREADS"] = str(prepare.threads(config))
     elastic = Elastic(
         min_nodes=node.count if node else 1,
@@ -141,6 +146,9 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
                 raise failure from error
             if stop.name:  # before the workers could listen
                 return {"run": {"status": "stopped", "stopped_by": stop.name}}
+            killed = any(failure.exitcode < 0 for failure in error.failures.values())
+            if not killed and (waited := _failure_of(run, WAITING)):
+                raise waited from error
             raise _lost(error.failures.values(), node) from error
     return json.loads((run / "report.json").read_text()) if node is None or node.rank == 0 else {}
 
@@ -158,7 +166,8 @@ def _alone(node: Node, minutes: float, error: Exception) -> CheckFailed:
 def _lost(failures: Iterable[Any], node: Node | None) -> CheckFailed:
     """The end of workers that left no message, the first first."""
     where = f" on {node.name}" if node else ""
-    first = min(failures, key=lambda failure: failure.timestamp)
+    # Of those that end within one look at them, the one that was killed is the cause.
+    first = min(failures, key=lambda failure: (failure.exitcode >= 0, failure.timestamp))
     killed = first.exitcode == -signal.SIGKILL
     return CheckFailed(
         "lost-worker",
@@ -186,20 +195,34 @@ def worker(run: str, processes: int, quiet: bool) -> None:
         _leave(Path(run), {"check": error.check, "what": error.what, "hint": error.hint})
         raise SystemExit(1) from error
     except Exception as error:
-        if not (Path(run) / FAILURE).exists():  # else it is only that another worker is gone
-            traceback.print_exc()
+        said, rank = str(error).strip().splitlines() or [""], os.environ["RANK"]
+        _leave(
+            Path(run),
+            {
+                "check": "lost-worker",
+                "what": f"worker {rank} (process {os.getpid()}) failed: {type(error).__name__}: {said[0]}",
+                "hint": "its traceback is above; nothing up to the newest checkpoint is lost",
+                "traceback": traceback.format_exc(),
+            },
+        )
         raise SystemExit(1) from error
 
 
 def _leave(run: Path, failure: dict[str, Any]) -> None:
-    if not (run / FAILURE).exists():
-        (run / FAILURE).write_text(json.dumps(failure))
+    """Write down why this worker ends. The first to fail is the cause; that others waited for it in vain is not."""
+    name = WAITING if failure.get("check") == "waited" else FAILURE
+    with suppress(FileExistsError):
+        handle = os.open(run / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+        with os.fdopen(handle, "w") as file:
+            json.dump(failure, file)
 
 
-def _failure_of(run: Path) -> Exception | None:
-    if not (run / FAILURE).exists():
+def _failure_of(run: Path, name: str = FAILURE) -> Exception | None:
+    if not (run / name).exists():
         return None
-    failure = json.loads((run / FAILURE).read_text())
+    failure = json.loads((run / name).read_text())
+    if trace := failure.pop("traceback", ""):
+        print(trace, file=sys.stderr, end="")
     if "mistakes" in failure:
         rows = [{**m, "allowed": tuple(m["allowed"])} for m in failure["mistakes"]]
         return UserError(*(Mistake(**m) for m in rows))

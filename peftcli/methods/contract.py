@@ -32,6 +32,9 @@ class Capabilities:
     itself after each step's last backward pass."""
     trains: bool = True
     """It trains anything at all."""
+    whole_base: str = ""
+    """Why each process needs all of its base, so that FSDP may not cut it up, and what there is instead; empty where it
+    may."""
     layers: frozenset[str] = frozenset({"linear"})
     """Kinds of layer it adapts: linear, conv2d, ssm."""
 

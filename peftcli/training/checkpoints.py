@@ -20,6 +20,7 @@ from torch import nn
 
 from peftcli.artifacts import atomic
 from peftcli.config.errors import CheckFailed
+from peftcli.training import sharding
 
 
 @dataclass
@@ -124,8 +125,9 @@ def prune(root: Path, keep: int, best_step: int | None) -> None:
 
 
 def trained_tensors(model: nn.Module, names: set[str]) -> dict[str, torch.Tensor]:
-    """Copies of the named parameters and buffers on the CPU."""
-    return {n: t.detach().to("cpu", copy=True).contiguous() for n, t in _tensors(model).items() if n in names}
+    """Copies of the named parameters and buffers on the CPU; where they are cut up, every process has to ask."""
+    named = ((n, sharding.whole(t.detach())) for n, t in _tensors(model).items() if n in names)
+    return {n: t.to("cpu", copy=True).contiguous() for n, t in named}
 
 
 def _tensors(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -144,4 +146,4 @@ def restore(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
         raise CheckFailed("adapter-keys", f"the checkpoint's tensors do not fit this model: {', '.join(wrong[:5])}")
     with torch.no_grad():
         for name, tensor in tensors.items():
-            there[name].copy_(tensor)
+            there[name].copy_(sharding.like(there[name], tensor))

@@ -10,7 +10,7 @@ import xxhash
 from torch import nn
 
 from peftcli.config.errors import CheckFailed
-from peftcli.training import seeds
+from peftcli.training import seeds, sharding
 
 IDENTITY_SHARE = {"fp32": 1e-4, "fp16": 2e-2, "bf16": 1e-1}
 """Mean difference from the base's outputs before step 1, as a share of their spread, by arithmetic. A method that
@@ -124,7 +124,8 @@ def combined(fingerprint: dict[str, int]) -> str:
 
 
 def checksum(tensor: torch.Tensor) -> int:
-    """Of a tensor's bits."""
+    """Of a tensor's bits, of this process's part of one that is cut up."""
+    tensor = sharding.part(tensor)
     return xxhash.xxh3_64_intdigest(tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
 
 

@@ -19,7 +19,8 @@ from peftcli.config.schema import RunConfig
 from peftcli.models import packed, precision, roles
 from peftcli.tasks.contract import Encoded, Evaluation, Quality
 from peftcli.training import checks
-from peftcli.training.prepare import Attached, Material, arithmetic, load_model
+from peftcli.training.prepare import Attached, Material, arithmetic, load_model, sharded
+from peftcli.training.sharding import shard, whole_tensors
 
 EXAMPLES = 200
 """Rows that the report shows one by one."""
@@ -80,6 +81,8 @@ def untouched(attached: Attached, material: Material, config: RunConfig, acceler
             return _evaluate(attached.model, material, encoded, config, accelerator, generate=True)
     attached.model.to("meta")
     base = load_model(config, material, accelerator)
+    if sharded(config):
+        shard(base.model, attached.method, accelerator.device, accelerator.num_processes, config.launch.offload)
     return _evaluate(base.model, material, encoded, config, accelerator, generate=True)
 
 
@@ -155,9 +158,15 @@ def parameters(attached: Attached) -> dict[str, Any]:
 
 
 def save(
-    run: RunFolder, attached: Attached, material: Material, config: RunConfig, tuned: Evaluation
+    run: RunFolder, attached: Attached, material: Material, config: RunConfig, tuned: Evaluation, main: bool = True
 ) -> dict[str, Any]:
-    """Write the adapter, or the whole model of a method that is no adapter; return its place and size."""
+    """Write the adapter, or the whole model of a method that is no adapter; return its place and size.
+
+    Where the model is cut up every process comes here, and the main one writes.
+    """
+    tensors = whole_tensors(attached.model, main) if sharded(config) and attached.method.saves == "model" else None
+    if not main:
+        return {}
     loaded, alarms = attached.loaded, getattr(material.task, "alarms", None)
     about = lineage.collect(
         attached.model, config, base_id=loaded.base_id, revision=loaded.revision,
@@ -171,7 +180,7 @@ def save(
         adapter.save(attached.model, run.adapter, about, metrics, material.tokenizer if pictures else None)
         folder = run.adapter
     else:
-        adapter.save_model(attached.model, material.tokenizer, run.model, about, metrics)
+        adapter.save_model(attached.model, material.tokenizer, run.model, about, metrics, tensors)
         folder = run.model
     return {"path": folder.name, "bytes": _bytes(folder)}
 

@@ -35,6 +35,12 @@ def nothing_to_learn(batches: list[Batch]) -> list[Batch]:
     return batches
 
 
+def as_many(batches: list[Batch], count: int) -> list[Batch]:
+    """With batches to learn nothing from up to so many, for a model that all processes have to pass through together."""
+    more = [{name: tensor.clone() for name, tensor in batches[-1].items()} for _ in range(count - len(batches))]
+    return batches + nothing_to_learn(more)
+
+
 class _Micro:
     """Rows as micro-batches of the recipe's size."""
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast_object_list
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import nn
 
 from peftcli.artifacts.run_folder import RunFolder
@@ -24,11 +24,12 @@ from peftcli.config.schema import RunConfig
 from peftcli.methods.contract import Method, Stage
 from peftcli.models import batch_norm, precision
 from peftcli.tasks.contract import Task
-from peftcli.training import checkpoints, checks, memory, optimiser, seeds
+from peftcli.training import checkpoints, checks, feed, memory, optimiser, seeds, sharding
 from peftcli.training.casting import left_to_autocast
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.feed import AnyFeed, rows_of, tokens_of
+from peftcli.training.preflight import Places, agree
 from peftcli.training.prefix import Prefix
 from peftcli.training.signals import StopRequest
 
@@ -63,6 +64,9 @@ class Job:
     """`time.time()` at the end of this process's first step."""
     notes_said: int = 0
     prefix: Prefix = field(default_factory=Prefix)
+    places: Places = field(default_factory=lambda: Places(0, 1))
+    sharded: bool = False
+    """The model is cut up among the processes, which do everything together, up to the end."""
 
     def __post_init__(self) -> None:
         self.precision = precision.choose(self.config.training.precision, self.accelerator.device)
@@ -77,7 +81,10 @@ class Job:
         Raises:
             Stopped: A signal asked for it.
         """
-        if self.stop.name:
+        asked = bool(self.stop.name)
+        if self.sharded:
+            asked = any(gather_object([asked]))
+        if asked:
             raise Stopped
 
     def say_notes(self) -> None:
@@ -149,8 +156,7 @@ class StageLoop:
         self.job, self.stage, self.progress, self.touched = job, stage, progress, touched
         self.settings = job.config.training
         seeds.start(job.config.seed, "stage", progress.stage)
-        if stage.start:
-            stage.start(job.model)
+        self._start()
         job.say_notes()
         if resumed:
             job.method.restore(job.model, resumed.method)
@@ -159,7 +165,7 @@ class StageLoop:
         self.names = {p: n for n, p in job.model.named_parameters() if p.requires_grad}
         touched.update(self.names.values(), batch_norm.statistics(job.model))
         built = optimiser.build(job.config.optim, job.model, job.method.parameter_groups(job.model))
-        if job.method.capabilities.wrapped:
+        if job.method.capabilities.wrapped and not job.sharded:
             self.model, self.optimiser = job.accelerator.prepare(job.model, built)
         else:
             self.model, self.optimiser = job.model, job.accelerator.prepare(built)
@@ -168,6 +174,14 @@ class StageLoop:
             if job.accelerator.scaler is not None and resumed.scaler:
                 job.accelerator.scaler.load_state_dict(resumed.scaler)
         job.method.take_optimiser(job.model, built)
+
+    def _start(self) -> None:
+        """What the stage trains; a choice by the base's values needs them whole."""
+        if self.stage.start is None:
+            return
+        reads = self.job.sharded and self.job.method.saves == "adapter"
+        with sharding.gathered(self.job.model) if reads else nullcontext():
+            self.stage.start(self.job.model)
 
     def run(self) -> None:
         """Take steps up to the stage's end, an early stop or a request to stop."""
@@ -199,10 +213,12 @@ class StageLoop:
     def _step(self) -> tuple[dict[str, Any], bool]:
         """One optimiser step; returns its log row and whether any process was asked to stop."""
         job, progress, began = self.job, self.progress, time.perf_counter()
+        job.places.at(f"step {progress.step + 1}", often=True)
         accelerator, optim = job.accelerator, self.job.config.optim
         seeds.start(job.config.seed, "dropout", progress.step, accelerator.process_index)
         lr = optimiser.set_rate(self.optimiser, optim, progress.stage_step, self.stage.steps)
         batches = job.feed.micro_batches(progress.epoch, progress.position)
+        batches = feed.as_many(batches, int(self._most(len(batches)))) if job.sharded else batches
         waited = time.perf_counter() - began
         mine = sum(job.task.weight(batch) for batch in batches)
         weight = self._sum(mine)[0]
@@ -257,28 +273,27 @@ class StageLoop:
 
     def _average(self) -> None:
         """The mean of each gradient over the processes, where nothing around the model has done it."""
-        count = self.job.accelerator.num_processes
-        if count == 1 or self.job.method.capabilities.wrapped:
+        if self.job.accelerator.num_processes == 1 or self.model is not self.job.model:
             return
-        for parameter in self.names:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            torch.distributed.all_reduce(parameter.grad)
-            parameter.grad /= count
+        sharding.average([parameter for parameter in self.names if not sharding.is_part(parameter)])
 
     def _clip(self, usual: float | None) -> float:
         """Clip the gradients, and return the norm that all of them had together."""
         parts = optimiser.clips(self.optimiser, self.names, usual)
-        if len(parts) == 1 and (limit := parts[0][1]) is not None:
+        if len(parts) == 1 and (limit := parts[0][1]) is not None and not self.job.sharded:
             return float(self.job.accelerator.clip_grad_norm_(parts[0][0], limit))
         self.job.accelerator.unscale_gradients(self.optimiser)
         norms = []
         for parameters, limit in parts:
             gradients = [p.grad for p in parameters if p.grad is not None]
-            norms.append(nn.utils.get_total_norm(gradients))
+            norms.append(sharding.whole(nn.utils.get_total_norm(gradients)))
             if limit is not None:
                 nn.utils.clip_grads_with_norm_(parameters, limit, norms[-1])
         return float(norms[0] if len(norms) == 1 else torch.stack(norms).norm())
+
+    def _most(self, value: float) -> float:
+        """The largest over all processes."""
+        return max(gather_object([value]))
 
     def _sum(self, *values: float) -> list[float]:
         """Sums over all processes."""
@@ -323,6 +338,7 @@ class StageLoop:
         """Measure the validation split; note the best, and whether to stop early."""
         job, progress = self.job, self.progress
         assert job.measure is not None
+        job.places.at(f"measuring after step {progress.step}")
         metrics = self._agreed(job.measure(job.model))
         job.model.train()
         value = metrics[job.task.best_metric]
@@ -347,8 +363,11 @@ class StageLoop:
     def _save(self) -> None:
         """Write a checkpoint; processes wait for one another, since the next step would anyway."""
         job = self.job
-        if job.accelerator.is_main_process:
-            scaler = job.accelerator.scaler
+        main, scaler = job.accelerator.is_main_process, job.accelerator.scaler
+        job.places.at(f"a checkpoint after step {self.progress.step}")
+        mine = {name: parameter for parameter, name in self.names.items() if not sharding.is_part(parameter)}
+        agree(job.places, "trained tensors", checks.combined({n: checks.checksum(p.detach()) for n, p in mine.items()}))
+        if main or job.sharded:
             checkpoint = Checkpoint(
                 Progress(**asdict(self.progress)),
                 checkpoints.trained_tensors(job.model, self.touched),
@@ -356,6 +375,7 @@ class StageLoop:
                 {n: t.detach().to("cpu", copy=True) for n, t in job.method.state(job.model).items()},
                 scaler.state_dict() if scaler is not None else None,
             )
+        if main:
             checkpoints.save(job.run.checkpoints, checkpoint)
             checkpoints.prune(job.run.checkpoints, self.settings.keep_checkpoints, self.progress.best_step)
         job.accelerator.wait_for_everyone()

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from peftcli.config.schema import OptimConfig
+from peftcli.training import sharding
 
 
 def build(config: OptimConfig, model: nn.Module, groups: list[dict]) -> torch.optim.Optimizer:
@@ -106,10 +107,11 @@ def set_rate(optimiser: torch.optim.Optimizer, config: OptimConfig, step: int, s
 
 
 def state_tensors(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str]) -> dict[str, torch.Tensor]:
-    """The optimiser's state as flat tensors, `exp_avg/<parameter name>` and so on."""
+    """The optimiser's state as flat tensors, `exp_avg/<parameter name>` and so on; whole ones, for which every process
+    has to ask."""
     states = {names[p]: optimiser.state[p] for group in optimiser.param_groups for p in group["params"]}
     return {
-        f"{key}/{name}": value
+        f"{key}/{name}": sharding.whole(value)
         for name, state in states.items()
         for key, value in state.items()
         if isinstance(value, torch.Tensor)
@@ -122,4 +124,4 @@ def load_state(optimiser: torch.optim.Optimizer, names: dict[nn.Parameter, str],
     for flat, value in tensors.items():
         key, name = flat.split("/", 1)
         parameter = by_name[name]
-        optimiser.state[parameter][key] = value if key == "step" else value.to(parameter.device)
+        optimiser.state[parameter][key] = value if key == "step" else sharding.like(parameter.detach(), value)

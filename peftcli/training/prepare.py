@@ -31,7 +31,7 @@ from peftcli.models.loading import LoadedModel
 from peftcli.tasks import registry as tasks
 from peftcli.tasks.contract import Encoded, Task
 from peftcli.tasks.tokens import pad_id
-from peftcli.training import checks, seeds
+from peftcli.training import checks, seeds, sharding
 from peftcli.training.feed import AheadFeed, AnyFeed, Feed, StreamFeed
 
 PROBES = 64
@@ -191,15 +191,25 @@ class Attached:
     checks: list[dict[str, Any]] = field(default_factory=list)
 
 
+def sharded(config: RunConfig) -> bool:
+    """Whether the model is cut up among the processes."""
+    return config.launch.strategy == "fsdp" and config.launch.world > 1
+
+
+def place(config: RunConfig, accelerator: Accelerator) -> torch.device:
+    """Where the whole model is before the first step: a model that is to be cut up may be too large for one device."""
+    return torch.device("cpu") if sharded(config) else accelerator.device
+
+
 def load_model(config: RunConfig, material: Material, accelerator: Accelerator) -> LoadedModel:
-    """The untouched base on this process's device; a new head is drawn from the run's seed."""
+    """The untouched base, whole; a new head is drawn from the run's seed."""
     seeds.start(config.seed, "init", "head")
     return loading.load(
         config.model,
         arithmetic(config, accelerator),
         material.task.architecture,
         material.task.labels,
-        device=str(accelerator.device),
+        device=str(place(config, accelerator)),
         image_size=material.task.image_size,
     )
 
@@ -217,7 +227,7 @@ def attach(
         steps: Optimiser steps of the run.
         accelerator: The process group.
     """
-    device = accelerator.device
+    device = place(config, accelerator)
     batches = (
         {k: v.to(device) for k, v in batch.items()}
         for position in range(min(PROBES, feed.steps_per_epoch))
@@ -225,6 +235,8 @@ def attach(
     )
     probe = next(batches)
     method = methods.find(config.method.name)(config.method)
+    if sharded(config):
+        sharding.check(method, config.method.name)
     if config.training.gradient_checkpointing and not method.capabilities.recomputes:
         raise UserError(
             f"method={config.method.name} does not work with training.gradient_checkpointing: what it puts before the "
@@ -232,8 +244,9 @@ def attach(
         )
     if config.training.gradient_checkpointing and not loaded.model.supports_gradient_checkpointing:
         raise UserError(f"{loaded.model.config.model_type} does not work with training.gradient_checkpointing")
-    base = None if method.saves == "adapter" and method.capabilities.unloads else lineage.digests(loaded.model)
-    chosen = arithmetic(config, accelerator)
+    stays = method.saves == "adapter" and method.capabilities.unloads and not sharded(config)
+    base = None if stays else lineage.digests(loaded.model)
+    chosen = precision.choose(config.training.precision, accelerator.device)
     loss = _mean_loss(material.task, chosen, device)
     calibration = Calibration(_Batches(feed, device), loss, feed.steps_per_epoch, steps)
     with precision.autocast(chosen, device):

@@ -23,10 +23,23 @@ from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.models import packed
 from peftcli.tasks.contract import Evaluation
-from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, trackers
+from peftcli.reports import units
+from peftcli.training import (
+    checkpoints,
+    checks,
+    closing,
+    costs,
+    memory,
+    out_of_memory,
+    prepare,
+    preflight,
+    sharding,
+    trackers,
+)
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
+from peftcli.training.preflight import Places, agree
 from peftcli.training.prefix import Prefix
 from peftcli.training.prepare import Attached, Material
 from peftcli.training.signals import StopRequest
@@ -53,7 +66,13 @@ def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
     display = Display(run.log_file, speaks=accelerator.is_main_process, quiet=quiet)
     session = _Session(run, config, accelerator, display)
     try:
-        with StopRequest(patient=config.launch.world > 1) as stop, out_of_memory.named(config), session.alone():
+        preflight.all_reduce(session.places, accelerator.device, config.launch.preflight_seconds)
+        with (
+            StopRequest(patient=config.launch.world > 1) as stop,
+            out_of_memory.named(config),
+            session.places.named(),
+            session.alone(),
+        ):
             return session.go(stop)
     except CheckFailed as failure:
         session.failed(failure)
@@ -71,6 +90,7 @@ class _Session:
         self.run, self.config, self.accelerator, self.display = run, config, accelerator, display
         self.began = psutil.Process().create_time()
         self.main = accelerator.is_main_process
+        self.places = Places(accelerator.process_index, accelerator.num_processes)
         self.checks: list[dict[str, Any]] = []
 
     @contextmanager
@@ -103,24 +123,33 @@ class _Session:
         if resumed:
             self.display.say(f"continuing after step {resumed.progress.step}")
         before = checks.fingerprints(attached.model)
+        agree(self.places, "the frozen tensors", checks.combined(before))
         self._same_base(before, resumed)
         if self.main:
             self.run.become_latest()
+        if job.sharded:
+            self._shard(attached)
+            before = checks.fingerprints(attached.model)
         try:
             progress, trained = train(job, resumed)
             self._check_frozen(before, attached, trained)
-            self._leave_group()
-            return self._finish(material, attached, job, progress) if self.main else {}
+            self._note_peak()
+            if not job.sharded:
+                self._leave_group()
+            return self._finish(material, attached, job, progress) if self.main or job.sharded else {}
         except Stopped:
             self.display.say(f"stopped by {stop.name or 'a signal to another process'}; a checkpoint is on disk")
             return self._stopped(stop.name)
 
     def _prepare(self, stop: StopRequest, resumed: Checkpoint | None) -> tuple[Material, Attached, Job]:
+        self.places.at("reading the rows")
         with self.accelerator.main_process_first():
             material = prepare.load_material(self.config)
             if self.main:
                 self._begin(material.splits.fingerprint, resumed)
+        agree(self.places, "the rows", material.splits.fingerprint)
         self._show(material)
+        self.places.at("loading the model")
         loaded = prepare.load_model(self.config, material, self.accelerator)
         for note in loaded.notes:
             self.display.say(f"note: {note}")
@@ -136,8 +165,21 @@ class _Session:
         job = Job(
             self.config, attached.model, attached.method, material.task, feed, steps, self.accelerator, self.run,
             self.display, stop, self._measure(material), tracker, prefix=Prefix(attached.loaded.family),
+            places=self.places, sharded=prepare.sharded(self.config),
         )  # fmt: skip
         return material, attached, job
+
+    def _shard(self, attached: Attached) -> None:
+        """Cut the model up, and say how much of it is here."""
+        accelerator = self.accelerator
+        count = accelerator.num_processes
+        parts = sharding.shard(attached.model, attached.method, accelerator.device, count, self.config.launch.offload)
+        attached.probe = {name: tensor.to(accelerator.device) for name, tensor in attached.probe.items()}
+        held, whole = sharding.sizes(attached.model)
+        self.display.say(
+            f"cut up in {parts} parts: {units.size(held)} of {units.size(whole)} of the model's tensors are in each of "
+            f"{count} processes"
+        )
 
     def _begin(self, rows: str, resumed: Checkpoint | None) -> None:
         """Cut the log to the checkpoint and note the environment, on the same rows: its place means nothing in others.
@@ -219,12 +261,11 @@ class _Session:
         try:
             tuned = closing.evaluate(attached.model, material, self.config, self.accelerator)
         except Exception:  # whatever stops a measurement (a database, a judge of answers), what was trained is kept
-            closing.save(self.run, attached, material, self.config, Evaluation({}))
+            closing.save(self.run, attached, material, self.config, Evaluation({}), self.main)
             raise
-        artifact = closing.save(self.run, attached, material, self.config, tuned)
-        report["adapter"] = artifact
+        report["adapter"] = closing.save(self.run, attached, material, self.config, tuned, self.main)
         job.heed_stop()
-        if forms := attached.method.forms(attached.model):
+        if not job.sharded and (forms := attached.method.forms(attached.model)):
             rows, chosen = costs.batches_of(attached.probe), prepare.arithmetic(self.config, self.accelerator)
             report["costs"] = costs.measure(attached.model, forms, rows, chosen, self.accelerator.device)
         base = closing.untouched(attached, material, self.config, self.accelerator)
@@ -233,7 +274,9 @@ class _Session:
         report["data"] = {**material.counts(), "notes": self._notes(material, attached, job)}
         report["memory"] = {"loaded_bytes": self.loaded_bytes, "peak_bytes": self._peak()}
         report["time"] = self._times(job, progress)
-        return self._write(report)
+        if job.sharded:
+            self._leave_group()
+        return self._write(report) if self.main else {}
 
     @staticmethod
     def _notes(material: Material, attached: Attached, job: Job) -> list[str]:
@@ -244,8 +287,8 @@ class _Session:
         """The most bytes held: on CPUs by all processes together, on GPUs by one."""
         return max(self.peak_in_training, memory.peak(self.accelerator.device))
 
-    def _leave_group(self) -> None:
-        """Training is over for all processes; what follows needs only the first."""
+    def _note_peak(self) -> None:
+        """The most that training held, of all processes."""
         accelerator = self.accelerator
         peak = torch.tensor(float(memory.peak(accelerator.device)), dtype=torch.float32, device=accelerator.device)
         if accelerator.num_processes > 1:
@@ -253,8 +296,12 @@ class _Session:
                 torch.distributed.ReduceOp.SUM if accelerator.device.type == "cpu" else torch.distributed.ReduceOp.MAX
             )
             torch.distributed.all_reduce(peak, together)
-            torch.distributed.destroy_process_group()
         self.peak_in_training = int(peak)
+
+    def _leave_group(self) -> None:
+        """What follows needs only the first process."""
+        if self.accelerator.num_processes > 1:
+            torch.distributed.destroy_process_group()
         gc.collect()
 
     def _times(self, job: Job, progress: Progress) -> dict[str, float]:

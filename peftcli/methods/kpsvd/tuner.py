@@ -39,6 +39,9 @@ class Method(contract.Method):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
+        if settings.base == "residual":
+            why = "method.base=residual takes the first terms out of the base's matrices; take method.base=delta"
+            self.capabilities = dataclasses.replace(self.capabilities, whole_base=why)
         self._starts: dict[str, Start] = {}
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from peft import LoraConfig, PeftModel
@@ -24,6 +25,9 @@ class Method(contract.Method):
 
     def __init__(self, settings: Settings):
         super().__init__(settings)
+        if moves_weights(settings.init):
+            why = f"method.init={settings.init} moves a part of the base's matrices; take method.init=default"
+            self.capabilities = replace(self.capabilities, whole_base=why)
         self._rearrangement: Rearrangement | None = None
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> PeftModel:

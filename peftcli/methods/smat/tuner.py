@@ -37,6 +37,7 @@ class Method(contract.Method):
 
     capabilities = Capabilities(
         merges=False, several_adapters=False, recomputes=False, identity_at_start=False, wrapped=False,
+        whole_base="it makes weights of its own for each task out of the base's; take launch.strategy=ddp",
         layers=frozenset({"linear", "conv2d", "ssm"}),
     )  # fmt: skip
     settings: Settings
