@@ -24,18 +24,7 @@ from peftcli.config.schema import RunConfig
 from peftcli.models import packed
 from peftcli.tasks.contract import Evaluation
 from peftcli.reports import units
-from peftcli.training import (
-    checkpoints,
-    checks,
-    closing,
-    costs,
-    memory,
-    out_of_memory,
-    prepare,
-    preflight,
-    sharding,
-    trackers,
-)
+from peftcli.training import checkpoints, checks, closing, costs, memory, out_of_memory, prepare, preflight, sharding, trackers
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
 from peftcli.training.loop import Job, Stopped, train
@@ -173,7 +162,9 @@ class _Session:
         """Cut the model up, and say how much of it is here."""
         accelerator = self.accelerator
         count = accelerator.num_processes
-        parts = sharding.shard(attached.model, attached.method, accelerator.device, count, self.config.launch.offload)
+        parts = sharding.shard(
+            attached.model, attached.method, accelerator.device, count, self.config.launch.offload
+        )
         attached.probe = {name: tensor.to(accelerator.device) for name, tensor in attached.probe.items()}
         held, whole = sharding.sizes(attached.model)
         self.display.say(
