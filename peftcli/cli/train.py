@@ -73,6 +73,8 @@ def _start(recipe: str, given: list[str], quiet: bool, print_script: bool, as_js
     for note in composed.notes:
         typer.echo(f"note: {note}", err=True)
     on_cluster = composed.config.launch.type == "slurm"
+    if array := getattr(composed.config.launch, "array", None):
+        typer.echo(f"every line of {array} is composed and checked", err=True)
     if print_script:
         if not on_cluster:
             raise UserError(Mistake("--print-script shows a batch script", hint="add launch=slurm"))

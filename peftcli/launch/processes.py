@@ -106,7 +106,7 @@ class _Relay(StopRequest):
 
 
 def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) -> dict[str, Any]:
-    from torch.distributed import DistStoreError
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
@@ -138,9 +138,10 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
             return {"run": {"status": "stopped", "stopped_by": stop.name}}
         try:
             elastic_launch(elastic, worker)(str(run), config.processes * elastic.max_nodes, quiet)
-        except DistStoreError as error:
-            assert node is not None
-            raise _alone(node, config.timeout_minutes, error) from error
+        except DistError as error:
+            if node is None:
+                raise
+            raise _apart(node, config.timeout_minutes, error) from error
         except ChildFailedError as error:
             if failure := _failure_of(run):
                 raise failure from error
@@ -153,12 +154,16 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
     return json.loads((run / "report.json").read_text()) if node is None or node.rank == 0 else {}
 
 
-def _alone(node: Node, minutes: float, error: Exception) -> CheckFailed:
-    where = f"node {node.rank} of {node.count} ({node.name})"
+def _apart(node: Node, minutes: float, error: Exception) -> CheckFailed:
+    """Launchers that did not meet: who waited where, and why it was in vain."""
+    where, said = f"node {node.rank} of {node.count} ({node.name})", str(error).splitlines()[0]
+    if "EADDRINUSE" in said:
+        hint = "submit it again: another job has another port"
+        return CheckFailed("rendezvous", f"{where} cannot wait for the others at {node.endpoint}: port in use", hint)
     return CheckFailed(
         "rendezvous",
-        f"{where} waited {minutes:g} minutes at {node.endpoint} for the other launchers: {str(error).splitlines()[0]}",
-        "a node that never said so below did not start; a firewall between nodes must let that port through; "
+        f"{where} waited {minutes:g} minutes for the others at {node.endpoint}: {said}",
+        "a node whose own line is not above did not start; a firewall between nodes must let that port through; "
         "launch.timeout_minutes says how long to wait",
     )
 

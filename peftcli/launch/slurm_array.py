@@ -7,9 +7,12 @@ import io
 import shlex
 import shutil
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from filelock import FileLock, Timeout
 
 from peftcli.artifacts import atomic, run_folder
 from peftcli.artifacts.run_folder import RunFolder
@@ -22,7 +25,8 @@ if TYPE_CHECKING:
 
 ENDING = "_array"
 TABLE = "members.csv"
-"""`id,status,overrides`: made anew from the run folders whenever one ends and whenever someone looks."""
+"""`id,status,overrides`, of the overrides those that not all share: made anew from the run folders whenever one ends and
+whenever someone looks."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +108,7 @@ def create(runs: Sequence[tuple[RunConfig, Sequence[str]]]) -> Path:
     try:
         for config, overrides in runs:
             RunFolder.create(config, overrides, among=folder)
-        refresh(folder)
+        _write(folder, members(folder))
     except BaseException:
         shutil.rmtree(folder, ignore_errors=True)
         raise
@@ -112,24 +116,30 @@ def create(runs: Sequence[tuple[RunConfig, Sequence[str]]]) -> Path:
 
 
 def refresh(folder: Path) -> list[Member]:
-    """Write the table as the run folders are now, and return it."""
+    """The members as their folders are now, and the table written anew, where this process may and nobody is at it."""
     found = members(folder)
+    with suppress(OSError, Timeout, UserError, CheckFailed), FileLock(folder / ".lock").acquire(timeout=10):
+        _write(folder, found)
+    return found
+
+
+def _write(folder: Path, found: Sequence[Member]) -> None:
     text = io.StringIO()
     rows = csv.writer(text, lineterminator="\n")
     rows.writerow(["id", "status", "overrides"])
     rows.writerows([f"{m.number:04}", m.status, m.overrides] for m in found)
     atomic.write_text(folder / TABLE, text.getvalue())
-    return found
 
 
 def members(folder: Path) -> list[Member]:
     """The members as their folders are now."""
-    found = []
-    for path in sorted(p for p in folder.iterdir() if p.name.isdigit() and (p / "config.yaml").is_file()):
-        run = RunFolder(path)
-        overrides = run.overrides.read_text().splitlines() if run.overrides.is_file() else []
-        found.append(Member(int(path.name), path, status(run), shlex.join(overrides)))
-    return found
+    runs = [RunFolder(p) for p in sorted(folder.iterdir()) if p.name.isdigit() and (p / "config.yaml").is_file()]
+    given = [run.overrides.read_text().splitlines() if run.overrides.is_file() else [] for run in runs]
+    common = set[str]().union(*given).intersection(*given) if len(runs) > 1 else set()
+    return [
+        Member(int(run.name), run.path, status(run), shlex.join(line for line in lines if line not in common))
+        for run, lines in zip(runs, given, strict=True)
+    ]
 
 
 def status(run: RunFolder) -> str:
