@@ -13,16 +13,16 @@ from peftcli.config import frozen
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import SlurmConfig
 from peftcli.launch import slurm_array
-from peftcli.launch.processes import Node, start
-from peftcli.launch.slurm_script import PORT, STOPPED
+from peftcli.launch.processes import FAILURE, Node, leave, start
+from peftcli.launch.slurm_script import AGAIN, PORT
 from peftcli.training.signals import StopRequest
 
 
 def main(run: Path) -> int:
-    """Train this node's share of a run to its end.
+    """Train this node's share of a run to its end, or to where it was told to stop.
 
     Returns:
-        0 done, 1 failed, 2 the user's mistake; `STOPPED` from the first node where the run can go on, from others 0.
+        0 done or stopped, 1 failed, 2 the user's mistake.
     """
     with StopRequest(patient=True) as stop:
         fetch_no_kernels()
@@ -35,31 +35,40 @@ def main(run: Path) -> int:
             print(f"the run is in {run}; when the cause is mended: peft train --resume {run}", file=sys.stderr)
             return 1 if isinstance(error, CheckFailed) else 2
         finally:
-            if slurm_array.is_array(run.parent) and os.environ.get("SLURM_NODEID", "0") == "0":
+            if slurm_array.is_array(run.parent) and _is_first():
                 slurm_array.refresh(run.parent)
 
 
 def _train(run: RunFolder, stop: StopRequest) -> int:
     launch, restarts = frozen.load(run.config).launch, int(os.environ.get("SLURM_RESTART_COUNT", 0))
     assert isinstance(launch, SlurmConfig)
+    if _is_first():
+        (run.path / AGAIN).unlink(missing_ok=True)
     if run.status == "done":  # a node failed when there was nothing more to do
         print(f"{run.path} is already done")
         return 0
     if restarts > launch.requeues:
         raise _used_up(launch)
     node = _here(launch)
+    if node.rank == 0:
+        (run.path / FAILURE).unlink(missing_ok=True)
     if launch.nodes > 1:
         print(f"node {node.rank} of {node.count} ({node.name}) meets the others at {node.endpoint}", flush=True)
     if stop.name:
         report: dict[str, Any] = {"run": {"status": "stopped"}}
     else:
-        report = start(run.path, launch, node=node if launch.nodes > 1 else None)
-    if not report:  # not the first node
+        try:
+            report = start(run.path, launch, node=node if launch.nodes > 1 else None)
+        except (UserError, CheckFailed) as error:
+            leave(run.path, error)
+            raise
+    if node.rank > 0:
         return 0
     if report["run"]["status"] == "stopped":
         if restarts == launch.requeues:
             raise _used_up(launch)
-        return STOPPED
+        (run.path / AGAIN).touch()
+        return 0
     from peftcli.reports.terminal import show
 
     show(report)
@@ -82,6 +91,10 @@ def _here(launch: SlurmConfig) -> Node:
     name = environ.get("SLURMD_NODENAME", f"node {rank}")
     # The address at which srun waits for its tasks: every node reaches it, or would not have been started.
     return Node(int(rank), int(count), f"{address}:{port}", f"{job}.{environ.get('SLURM_RESTART_COUNT', 0)}", name)
+
+
+def _is_first() -> bool:
+    return os.environ.get("SLURM_NODEID", "0") == "0"
 
 
 def _used_up(launch: SlurmConfig) -> CheckFailed:

@@ -193,12 +193,9 @@ def worker(run: str, processes: int, quiet: bool) -> None:
 
     try:
         train(Path(run), quiet=quiet)
-    except UserError as error:
-        _leave(Path(run), {"mistakes": [asdict(m) for m in error.mistakes]})
-        raise SystemExit(2) from error
-    except CheckFailed as error:
-        _leave(Path(run), {"check": error.check, "what": error.what, "hint": error.hint})
-        raise SystemExit(1) from error
+    except (UserError, CheckFailed) as error:
+        leave(Path(run), error)
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from error
     except Exception as error:
         said, rank = str(error).strip().splitlines() or [""], os.environ["RANK"]
         _leave(
@@ -211,6 +208,14 @@ def worker(run: str, processes: int, quiet: bool) -> None:
             },
         )
         raise SystemExit(1) from error
+
+
+def leave(run: Path, error: UserError | CheckFailed) -> None:
+    """Write the message of a worker or of a node's launcher into the run folder, where nobody has left one before."""
+    if isinstance(error, UserError):
+        _leave(run, {"mistakes": [asdict(m) for m in error.mistakes]})
+    else:
+        _leave(run, {"check": error.check, "what": error.what, "hint": error.hint})
 
 
 def _leave(run: Path, failure: dict[str, Any]) -> None:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 ENDING = "_array"
 TABLE = "members.csv"
-"""`id,status,overrides`, of the overrides those that not all share: made anew from the run folders whenever one ends and
+"""`id,status,overrides` (of these the ones that not all share): made anew from the run folders whenever one ends and
 whenever someone looks."""
 
 

@@ -3,12 +3,14 @@
 Who is told what, and by which signal:
 
 - Before the time limit Slurm sends SIGTERM to the job's steps (`--signal=TERM@...` without `B:`): to the launcher of
-  each node and its workers, not to this script. They leave a checkpoint, the launcher of the first node ends with
-  `STOPPED`, and the script, which is still there, puts the job back into the queue.
+  each node and its workers, not to this script. They leave a checkpoint, all launchers end with 0, the first one leaves
+  `AGAIN`, and the script, which is still there, puts the job back into the queue.
 - On preemption, `scontrol requeue`, `scancel` and when a node fails, Slurm sends SIGCONT and SIGTERM to all of them and
   to the script, which ends at once; launchers and workers have the cluster's KillWait (30 s as a rule) for their
   checkpoint. Whether the job goes back into the queue is then Slurm's to decide (`--requeue` allows it).
-- A run that is done, or failed, ends with another code and goes nowhere.
+- Where the launcher of one node fails, srun ends the others (`--kill-on-bad-exit`), by SIGTERM too: they leave `AGAIN`
+  and srun ends with the code of the one that failed. So the script asks for both, and a run that is done, or failed,
+  goes nowhere.
 """
 
 from __future__ import annotations
@@ -26,8 +28,8 @@ from peftcli.config.schema import SlurmConfig
 
 FILE = "slurm.sh"
 """The script's name in a run folder, or in an array's."""
-STOPPED = 75
-"""Exit code of a launcher whose run was told to stop and can go on; sysexits.h calls it a temporary failure."""
+AGAIN = ".again"
+"""File in a run folder by which the launcher of the first node says that the run was told to stop and can go on."""
 PORT = "PEFTCLI_PORT"
 """Environment variable with the port at which launchers meet."""
 
@@ -46,9 +48,10 @@ while (: > "/dev/tcp/127.0.0.1/${port}") 2> /dev/null; do {port}=$(({port} + 1))
 {srun} -P -m peftcli.launch.node "$run"
 code=$?
 
-# {stopped} says: told to stop before the time limit, a checkpoint is there. A cancelled job is not RUNNING any more.
+# The run was told to stop before its time limit, and its checkpoint is there. A cancelled job is not RUNNING any more.
 # One that others displace does not come here: Slurm ends this script, and puts the job back into the queue itself.
-if [ $code = {stopped} ] && [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
+if [ $code = 0 ] && [ -e "$run/{again}" ] \\
+    && [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
     scontrol requeue "$SLURM_JOB_ID"
 fi
 exit $code
@@ -109,7 +112,7 @@ def text(launch: SlurmConfig, folder: Path, members: Sequence[int] | None = None
         setup="".join(f"{line}\n" for line in launch.setup),
         srun=_srun(launch),
         port=PORT,
-        stopped=STOPPED,
+        again=AGAIN,
     )
 
 

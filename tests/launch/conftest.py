@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -15,9 +15,10 @@ import yaml
 from typer.testing import CliRunner
 
 from peftcli.artifacts.run_folder import RunFolder
-from tests.commands import wait_until
+from tests import commands
 
 ROOT = Path(__file__).resolve().parents[2]
+wait_until = partial(commands.wait_until, patience=300)  # a job starts Python up to four times
 STEPS = 200
 ON_CPU = ["launch=slurm", "launch.device=cpu", "launch.threads=1"]
 

@@ -91,36 +91,39 @@ def test_ranges_are_read_as_they_were_written(numbers):
 def run_script(fake, tmp_path):
     """Run a script where srun ends with a code and squeue says a state; returns the exit code and what was asked."""
 
-    def run(code: int, state: str, job: int = 1000) -> tuple[int, str, str]:
+    def run(code: int, state: str, job: int = 1000, again: bool = False) -> tuple[int, str, str]:
         srun = fake("srun", f"echo port $PEFTCLI_PORT; exit {code}")
         fake("squeue", f"echo {state}")
         scontrol = fake("scontrol", "exit 0")
         script = tmp_path / "slurm.sh"
-        script.write_text(slurm_script.text(SlurmConfig(python="python3"), Path("/runs/one")))
+        script.write_text(slurm_script.text(SlurmConfig(python="python3"), tmp_path))
+        if again:
+            (tmp_path / slurm_script.AGAIN).touch()
         done = subprocess.run(
             ["bash", str(script)], env={"PATH": f"{srun.parent}:/usr/bin:/bin", "SLURM_JOB_ID": str(job)},
             capture_output=True, text=True,
         )  # fmt: skip
-        assert srun.read_text().rstrip().endswith("python3 -P -m peftcli.launch.node /runs/one")
+        assert srun.read_text().rstrip().endswith("python3 -P -m peftcli.launch.node " + str(tmp_path))
         return done.returncode, scontrol.read_text().strip() if scontrol.is_file() else "", done.stdout.strip()
 
     return run
 
 
 @pytest.mark.parametrize(
-    ("code", "state", "requeued"),
+    ("code", "again", "state", "requeued"),
     [
-        pytest.param(slurm_script.STOPPED, "RUNNING", "requeue 1000", id="stopped before its time limit"),
-        pytest.param(slurm_script.STOPPED, "COMPLETING", "", id="stopped because it was cancelled"),
-        pytest.param(slurm_script.STOPPED, "", "", id="stopped, and squeue says nothing"),
-        pytest.param(0, "RUNNING", "", id="done"),
-        pytest.param(1, "RUNNING", "", id="failed"),
-        pytest.param(2, "RUNNING", "", id="a mistake of the user"),
-        pytest.param(137, "RUNNING", "", id="killed"),
+        pytest.param(0, True, "RUNNING", "requeue 1000", id="stopped before its time limit"),
+        pytest.param(0, True, "COMPLETING", "", id="stopped because it was cancelled"),
+        pytest.param(0, True, "", "", id="stopped, and squeue says nothing"),
+        pytest.param(0, False, "RUNNING", "", id="done"),
+        pytest.param(1, False, "RUNNING", "", id="failed"),
+        pytest.param(1, True, "RUNNING", "", id="stopped because another node failed"),
+        pytest.param(2, False, "RUNNING", "", id="a mistake of the user"),
+        pytest.param(137, True, "RUNNING", "", id="killed"),
     ],
 )
-def test_only_a_run_that_was_told_to_stop_in_time_goes_back_into_the_queue(run_script, code, state, requeued):
-    assert run_script(code, state)[:2] == (code, requeued)
+def test_only_a_run_that_was_told_to_stop_in_time_goes_back_into_the_queue(run_script, code, again, state, requeued):
+    assert run_script(code, state, again=again)[:2] == (code, requeued)
 
 
 def test_launchers_meet_at_the_next_port_where_nobody_listens(run_script):
