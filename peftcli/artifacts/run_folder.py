@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import count
 from pathlib import Path
@@ -127,6 +127,21 @@ class RunFolder:
     def status(self) -> str:
         """`done`, `stopped` or `failed` as the report says, or `unfinished` where there is no report yet."""
         return self.read_report()["run"]["status"] if self.report.is_file() else "unfinished"
+
+    def use_processes(self, count: int) -> None:
+        """Go on with so many processes; the batch of a step is the same with any number. One holds all of the model.
+
+        Raises:
+            UserError: The run cannot have so many.
+        """
+        config = frozen.load(self.config)
+        launch = replace(config.launch, processes=count)
+        if launch.world == 1:
+            launch = replace(launch, strategy="ddp", offload=False)
+        changed = replace(config, launch=launch)
+        with atomic.file(self.config) as partial:
+            frozen.save(changed, partial)
+            frozen.load(partial)
 
     def become_latest(self) -> None:
         """Let `latest` beside the run point to it; where links are not to be had, there is none."""

@@ -45,10 +45,13 @@ def train(
     given = [*(overrides or []), *([f"launch.processes={processes}"] if processes is not None else [])]
     given += [f"launch.array={json.dumps(str(array))}"] if array is not None else []
     if resume is not None:
-        if given:
-            raise UserError(f"--resume continues the run as it was; it takes no overrides ({', '.join(given)})")
+        if overrides:
+            what = "it takes no overrides but --processes, which changes no result"
+            raise UserError(f"--resume continues the run as it was; {what} ({', '.join(overrides)})")
+        if array is not None or print_script:
+            raise UserError("--array and --print-script are for a new run; --resume submits what there is")
         with permission.code(allow_code):
-            ended = _resume(resume, quiet, as_json)
+            ended = _resume(resume, processes, quiet, as_json)
     else:
         assert recipe is not None
         if dry_run:
@@ -67,7 +70,7 @@ def _start(recipe: str, given: list[str], quiet: bool, print_script: bool, as_js
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config.compose import compose
     from peftcli.launch import processes as launch
-    from peftcli.launch import slurm
+    from peftcli.launch import slurm, strategy
 
     composed = compose(recipe, given)
     for note in composed.notes:
@@ -82,6 +85,7 @@ def _start(recipe: str, given: list[str], quiet: bool, print_script: bool, as_js
         return None
     if not on_cluster:
         launch.check(composed.config.launch)
+    strategy.check(composed.config)
     permission.require(composed.config.task)
     if composed.config.fetch:
         from peftcli.data.samples.fetch import ensure
@@ -96,7 +100,7 @@ def _start(recipe: str, given: list[str], quiet: bool, print_script: bool, as_js
     return folder.path, _launch(folder.path, composed.config.launch, quiet)
 
 
-def _resume(run: Path, quiet: bool, as_json: bool) -> tuple[Path, dict] | None:
+def _resume(run: Path, processes: int | None, quiet: bool, as_json: bool) -> tuple[Path, dict] | None:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config import frozen
     from peftcli.launch import slurm, slurm_array
@@ -105,6 +109,8 @@ def _resume(run: Path, quiet: bool, as_json: bool) -> tuple[Path, dict] | None:
         _tell(slurm.again(run, slurm_array.launch_of(run)), as_json)
         return None
     folder = RunFolder.open(run)
+    if processes is not None and folder.status != "done":
+        folder.use_processes(processes)
     if folder.status == "done":
         typer.echo(f"{run} is already done; its report is below", err=True)
         if not folder.page.is_file():  # the disk was full when it should have been written

@@ -112,6 +112,7 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
     from torch.distributed.launcher.api import elastic_launch
 
     from peftcli.config import frozen
+    from peftcli.models import fetching
     from peftcli.training import prepare
 
     if node is None or node.rank == 0:
@@ -133,7 +134,9 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
     for name in LOUD:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     with _Relay() as stop:
-        prepare.load_material(frozen.load(run / "config.yaml"))  # encoded once, before anybody waits for anybody
+        whole = frozen.load(run / "config.yaml")
+        fetching.fetch(whole.model)  # once, before anybody waits for anybody; the rows are encoded once too
+        prepare.load_material(whole)
         if stop.name:
             return {"run": {"status": "stopped", "stopped_by": stop.name}}
         try:

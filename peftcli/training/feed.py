@@ -167,9 +167,9 @@ class StreamFeed(_Micro):
         if position != self._next:
             self._rows = self.stream.batches(self.size, self.seed, start=position)
         self._next = position + 1
-        whole = self._encoded(next(self._rows))
+        whole = next(self._rows)  # each process reads them all, so that the batch is the same with any number of them
         mine = whole[self.rank :: self.world]
-        batches = self.cut(mine or whole[:1])
+        batches = self.cut(self._encoded(mine or whole[:1]))
         return batches if mine else nothing_to_learn(batches)
 
     def probe(self, position: int) -> Iterator[Batch]:

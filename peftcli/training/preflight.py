@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from accelerate.utils import gather_object
 from torch.distributed.distributed_c10d import _get_default_store
 
 from peftcli.config.errors import CheckFailed
@@ -128,7 +127,8 @@ def agree(places: Places, what: str, mine: str) -> None:
     """
     if places.world == 1:
         return
-    found = gather_object([mine])
+    found = [""] * places.world
+    dist.all_gather_object(found, mine)
     odd = [rank for rank, one in enumerate(found) if one != found[0]]
     if odd:
         listed = ", ".join(f"rank {rank}: {one[:12]}" for rank, one in enumerate(found))

@@ -16,7 +16,7 @@ import pytest
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.training import checkpoints
 from tests.commands import assert_said
-from tests.launch.conftest import STEPS, Cluster, said, wait_until, weights
+from tests.launch.slurm.conftest import STEPS, Cluster, said, wait_until, weights
 
 pytestmark = [pytest.mark.slurm, pytest.mark.timeout(900)]
 TWO_NODES = ["launch.nodes=2", "launch.time=30m"]
