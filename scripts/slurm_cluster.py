@@ -54,7 +54,7 @@ SwitchType=switch/none
 ReturnToService=2
 FirstJobId={first}
 JobRequeue=1
-KillWait=30
+KillWait=120
 OverTimeLimit=0
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
 PriorityType=priority/basic

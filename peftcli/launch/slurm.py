@@ -98,7 +98,8 @@ def again(folder: Path, launch: SlurmConfig) -> Submission:
     left = [m.number for m in slurm_array.members(folder) if m.status != "done" and m.number not in busy]
     if not left:
         raise UserError(f"every member of {folder} is done, or in the queue; peft jobs {folder} shows them")
-    return submit(folder, launch, left)
+    last = (jobs(folder) or [{}])[-1]
+    return submit(folder, replace(launch, at_once=last.get("at_once")), left)
 
 
 def submit(folder: Path, launch: SlurmConfig, members: Sequence[int] | None) -> Submission:
@@ -114,7 +115,7 @@ def submit(folder: Path, launch: SlurmConfig, members: Sequence[int] | None) -> 
     job = said.strip().splitlines()[-1].partition(";")[0]
     row: dict[str, Any] = {"job": job, "submitted": time.strftime("%Y-%m-%dT%H:%M:%S")}
     if members is not None:
-        row["members"] = slurm_script.ranges(members)
+        row |= {"members": slurm_script.ranges(members), "at_once": launch.at_once}
     with open(folder / JOBS, "a") as stream:
         stream.write(json.dumps(row) + "\n")
     log = folder / f"slurm-{job}.log" if members is None else folder / "0000" / f"slurm-{job}_0.log"

@@ -82,6 +82,11 @@ def test_a_folder_that_cannot_be_written_to_stops_before_sbatch(fake, peft, reci
     assert not calls.exists()
 
 
+def test_what_is_for_a_new_run_is_not_ignored_when_one_is_resumed(peft, recipe, tmp_path):
+    assert_said(peft("train", "--resume", tmp_path, "--print-script"), 2, "are for a new run")
+    assert_said(peft("train", "--resume", tmp_path, "--array", "lines.txt"), 2, "are for a new run")
+
+
 def test_two_runs_of_one_name_at_once_have_a_folder_each(recipe):
     composed = compose(str(recipe), ["launch=slurm"])
     one, two = (RunFolder.create(slurm.settled(composed.config)) for _ in range(2))
@@ -126,7 +131,7 @@ def test_every_line_of_an_array_is_a_run(fake, peft, recipe, runs, tmp_path):
     (folder / "0001" / "failure.json").write_text("{}")
     fake("squeue", "true")
     assert_said(peft("train", "--resume", folder), 0, "submitted as job 99, an array of 1")
-    assert "#SBATCH --array=1\n" in (folder / "slurm.sh").read_text()
+    assert "#SBATCH --array=1%2\n" in (folder / "slurm.sh").read_text()
     assert_said(peft("train", "--resume", folder / "0001"), 0, "submitted as job 99")
     assert "--array" not in (folder / "0001" / "slurm.sh").read_text()
     assert calls.read_text().count("--parsable") == 3
