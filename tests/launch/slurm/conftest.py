@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -84,20 +85,21 @@ def fake(tmp_path, monkeypatch) -> Callable[..., Path]:
 
 
 @pytest.fixture(scope="session")
-def controller(tmp_path_factory):
+def controller():
     """The folder of a cluster that is up; skips where Slurm is not installed."""
     sys.path.insert(0, str(ROOT / "scripts"))
     import slurm_cluster
 
     if missing := slurm_cluster.programs():
         pytest.skip(f"{', '.join(missing)} not installed (apt-get install slurm-wlm munge)")
-    folder = tmp_path_factory.mktemp("slurm") / "cluster"
+    top = Path(tempfile.mkdtemp(prefix="slurm"))  # the path of a socket has to be short
     before = os.environ.get("SLURM_CONF")
     try:
-        slurm_cluster.up(folder)
-        yield folder
+        slurm_cluster.up(top / "cluster")
+        yield top / "cluster"
     finally:
-        slurm_cluster.down(folder)
+        slurm_cluster.down(top / "cluster")
+        top.rmdir()
         os.environ.pop("SLURM_CONF", None)
         if before is not None:
             os.environ["SLURM_CONF"] = before
