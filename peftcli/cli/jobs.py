@@ -58,14 +58,16 @@ def jobs(
 
 
 @app.command(cls=Command)
-def cancel(name: Name, runs: Runs = Path("runs")) -> None:
+def cancel(name: Name) -> None:
     """Cancel a job, a member of an array, or a whole array; a run that has begun leaves a checkpoint."""
     from peftcli.launch import slurm_queue
-    from peftcli.launch.slurm_standing import find
 
-    number = name if name.replace("_", "").isdigit() else find(name, runs).job
-    slurm_queue.call("scancel", number)
-    typer.echo(f"job {number} is being cancelled; a run that has begun leaves a checkpoint to resume from")
+    numbers = [name] if name.replace("_", "").isdigit() else [job.id for job in slurm_queue.of_folder(Path(name))]
+    if not numbers:
+        raise UserError(f"no job in the queue trains in {name}; peft jobs lists those that do")
+    slurm_queue.call("scancel", *numbers)
+    said = f"job {numbers[0]} is" if len(numbers) == 1 else f"jobs {', '.join(numbers)} are"
+    typer.echo(f"{said} being cancelled; a run that has begun leaves a checkpoint to resume from")
 
 
 @app.command(cls=Command)

@@ -68,6 +68,7 @@ def _train(run: RunFolder, stop: StopRequest) -> int:
         if restarts == launch.requeues:
             raise _used_up(launch)
         (run.path / AGAIN).touch()
+        print(f"where Slurm does not queue it again by itself: peft train --resume {run.path}")
         return 0
     from peftcli.reports.terminal import show
 

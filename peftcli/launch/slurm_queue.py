@@ -28,7 +28,7 @@ class Job:
     @property
     def folder(self) -> Path:
         """The run folder, or that of the array."""
-        return self.script.parent
+        return self.script.parent.resolve()
 
     @property
     def member(self) -> int | None:
@@ -85,7 +85,7 @@ def queued() -> list[Job]:
 
 def of_folder(folder: Path) -> list[Job]:
     """The jobs in the queue that train in a run folder, a member's own or its array's, or in an array's folder."""
-    member = int(folder.name) if folder.name.isdigit() else None
+    folder, member = folder.resolve(), int(folder.name) if folder.name.isdigit() else None
     return [
         job
         for job in queued()

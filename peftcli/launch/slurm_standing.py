@@ -42,7 +42,7 @@ def standings(root: Path) -> tuple[list[Standing], str]:
     except (UserError, CheckFailed) as error:
         queue, note = [], str(error).splitlines()[0]
     by_folder = {_folder_of(job): job for job in queue}
-    there = {path.absolute(): job for top in _submitted(root) for path, job in _runs(top)}
+    there = {path.resolve(): job for top in _submitted(root) for path, job in _runs(top)}
     for path, job in by_folder.items():
         there.setdefault(path, job.id)
     over = slurm_queue.ended([job for path, job in there.items() if path not in by_folder])
@@ -57,7 +57,7 @@ def find(name: str, root: Path) -> Standing:
         UserError: No run here was submitted as that.
     """
     if Path(name).is_dir():
-        root, rows = Path(name), [row for row in standings(Path(name))[0] if Path(name).absolute() in _upwards(row)]
+        root, rows = Path(name), [row for row in standings(Path(name))[0] if Path(name).resolve() in _upwards(row)]
     else:
         rows = [row for row in standings(root)[0] if name in (row.job, row.job.partition("_")[0])]
     if rows:

@@ -212,7 +212,13 @@ def test_jobs_are_cancelled_and_shown_by_number_or_folder(fake, peft, submitted,
     calls = fake("scancel", "exit 0")
     assert_said(peft("jobs", "cancel", folder), 0, "job 8 is being cancelled")
     assert_said(peft("jobs", "cancel", "8_3"), 0)
-    assert calls.read_text().split() == ["8", "8_3"]
+    array = folder.with_name("many")
+    fake("squeue", f"echo '9_1|RUNNING|None|1:00|{array}/slurm.sh'; echo '9_2|PENDING|None|0:00|{array}/slurm.sh'")
+    assert_said(peft("jobs", "cancel", array), 0, "jobs 9_1, 9_2 are being cancelled")
+    assert_said(peft("jobs", "cancel", array / "0002"), 0, "job 9_2 is being cancelled")
+    assert calls.read_text().split("\n") == ["8", "8_3", "9_1 9_2", "9_2", ""]
+    assert_said(peft("jobs", "cancel", folder), 2, "no job in the queue trains in")
+    fake("squeue", f"echo '8|RUNNING|None|1:00|{folder}/slurm.sh'")
     assert_said(peft("jobs", "logs", 8, "--runs", runs), 2, "has printed nothing yet", "slurm-8.log")
     assert_said(peft("jobs", "logs", 12, "--runs", runs), 2, "was submitted as job 12", "allowed: 8")
     assert_said(peft("train", "--resume", folder), 2, "is job 8, which is running")
