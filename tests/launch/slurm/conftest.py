@@ -115,14 +115,14 @@ class Cluster:
         """`peft train` on the cluster; returns the job's number and the folder."""
         done = self._peft("train", self._recipe, *ON_CPU, "--json", *given)
         assert done.exit_code == 0, done.output
-        told = json.loads(done.output)
+        told = json.loads(done.stdout)
         return told["job"], Path(told["folder"])
 
     def again(self, folder: Path) -> str:
         """`peft train --resume`; returns the job's number."""
         done = self._peft("train", "--resume", folder, "--json")
         assert done.exit_code == 0, done.output
-        return json.loads(done.output)["job"]
+        return json.loads(done.stdout)["job"]
 
     def standing(self, folder: Path) -> dict[str, dict]:
         """`peft jobs` by job."""

@@ -92,7 +92,7 @@ def test_a_worker_that_is_killed_ends_the_job_at_once_and_is_not_queued_again(cl
     workers[-1].send_signal(signal.SIGKILL)
     began = time.monotonic()
     cluster.wait(job, "FAILED")
-    assert time.monotonic() - began < 30
+    assert time.monotonic() - began < 90  # of the 10 minutes for which processes wait
     assert cluster.detail(job, "Restarts") == "0"
     log = said(folder / f"slurm-{job}.log")
     assert "lost-worker: worker 0 on n" in log
@@ -155,7 +155,7 @@ def test_the_real_sbatch_reads_every_directive(cluster: Cluster, peft, recipe, t
     printed = peft("train", recipe, "launch=slurm", *given, "launch.options=['--nice=5']", "--print-script")
     assert_said(printed, 0)
     assert_said(again := peft("train", recipe, "launch=slurm", "--array", tmp_path / "lines.txt", "--print-script"), 0)
-    for text in (printed.output, again.output):
+    for text in (printed.stdout, again.stdout):
         script = tmp_path / "slurm.sh"
         script.write_text(text)
         done = subprocess.run(["sbatch", "--test-only", str(script)], capture_output=True, text=True)
