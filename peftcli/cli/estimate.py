@@ -159,7 +159,10 @@ def _print_fit(console: Console, found: Estimate, savings: list[tuple[str, int]]
     where = "GPU memory" if found.device == "cuda" else "memory"
     parts = [f"{size(found.program)} for Python and its libraries"] if found.program else []
     parts += [f"{found.processes} processes"] if found.processes > 1 else []
-    needed = f"needs {size(found.peak)}" + (f" ({', '.join(parts)} included)" if parts else "")
+    needed = f"needs {size(found.peak)}" + (f" on each of {found.devices} GPUs" if found.devices > 1 else "")
+    needed += f" ({', '.join(parts)} included)" if parts else ""
+    if found.loading and found.devices > 1:
+        console.print(f"while it loads: {size(found.loading)} of the CPU's memory for each GPU, before it is cut up")
     if found.fits is None:
         console.print(f"{needed}; this machine has no such device to compare with")
         return

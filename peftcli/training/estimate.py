@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import platform
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import psutil
@@ -14,7 +14,8 @@ from peft import get_peft_model_state_dict
 
 from peftcli.config.schema import RunConfig
 from peftcli.models import precision
-from peftcli.training import closing, ledger, workload
+from peftcli.training import closing, ledger, sharding, workload
+from peftcli.training.prepare import sharded
 from peftcli.training.shadow import Shadow
 from peftcli.training.workload import Shape, Workload
 
@@ -93,12 +94,17 @@ class Estimate:
     steps: int | None
     notes: list[str] = field(default_factory=list)
     unit: str = "tokens"
+    devices: int = 1
+    """GPUs that need so much each; 1 on a CPU, whose memory all processes share."""
+    loading: int = 0
+    """Bytes of the whole base, which a process holds in the CPU's memory for a moment before it is cut up."""
 
     @property
     def peak(self) -> int:
         """Bytes held at most by all processes that share the memory."""
         held = self.heaviest[1]
-        return self.processes * (self.program + held.weights + max(held.growth, self.measuring or 0))
+        training = held.weights + max(held.growth, self.measuring or 0)
+        return self.processes * (self.program + max(training, self.loading if self.devices == 1 else 0))
 
     @property
     def fits(self) -> bool | None:
@@ -130,7 +136,10 @@ def estimate(config: RunConfig) -> Estimate:
 def count(config: RunConfig, work: Workload) -> Estimate:
     """As `estimate`, for micro-batches that are known."""
     device, chosen, notes = _place(config)
+    on_gpu = device == "cuda" or config.launch.device == "cuda"
     shadow = Shadow(config, work.task, chosen)
+    if sharded(config):
+        sharding.check(shadow.method, config.method.name)
     shadow.start_stages(work.steps or STEPS)
     shapes = {"heaviest": work.heaviest, "mean": work.mean}
     held, measuring = {}, None
@@ -140,7 +149,7 @@ def count(config: RunConfig, work: Workload) -> Estimate:
             held[name] = (shape, _held(config, shadow, shape, work.accumulates, device)) if shape else None
         if work.measured:
             brief = round((1 + HOLES[device]) * shadow.measure(work.measured, device))
-            measuring = shadow.beside_bytes + _optimiser(shadow) + brief
+            measuring = shadow.beside_bytes + _optimiser(shadow) + brief + (_at_work(shadow) if sharded(config) else 0)
     assert held["heaviest"] is not None
     return Estimate(
         parameters=closing.parameters(shadow),  # type: ignore[arg-type]  # reads the model and its family
@@ -149,14 +158,16 @@ def count(config: RunConfig, work: Workload) -> Estimate:
         heaviest=held["heaviest"],
         mean=held["mean"],
         measuring=measuring,
-        program=0 if device == "cuda" else psutil.Process().memory_info().rss,
-        processes=config.launch.processes if device == "cpu" else 1,
+        program=0 if on_gpu else psutil.Process().memory_info().rss,
+        processes=1 if on_gpu else config.launch.processes,
         device=device,
         precision=chosen,
         free=_free(device) if device in ("cpu", "cuda") and config.launch.device in ("auto", device) else None,
         steps=work.steps,
         notes=work.notes + notes + shadow.method.notes,
         unit="pixels" if work.task.architecture == "image-classification" else "tokens",
+        devices=config.launch.world if on_gpu else 1,
+        loading=sum(shadow.base_bytes.values()) if sharded(config) else 0,
     )
 
 
@@ -178,7 +189,7 @@ def _free(device: str) -> int:
 def _held(config: RunConfig, shadow: Shadow, shape: Shape, accumulates: bool, device: str) -> Held:
     gradients = _bytes(shadow.trained())
     kept, most = shadow.step(shape, accumulates, device)
-    return Held(
+    held = Held(
         weights=sum(shadow.base_bytes.values()),
         adapter=shadow.beside_bytes,
         gradients=gradients * (1 if config.launch.world == 1 else 2),
@@ -188,6 +199,30 @@ def _held(config: RunConfig, shadow: Shadow, shape: Shape, accumulates: bool, de
         apart=max(0, kept + gradients - most),
         holes=round(HOLES[device] * most),
     )
+    return _cut_up(held, config, shadow) if sharded(config) else held
+
+
+def _cut_up(held: Held, config: RunConfig, shadow: Shadow) -> Held:
+    """The same with the base in parts."""
+    at_work, world = _at_work(shadow), config.launch.world
+    off = config.launch.offload and config.launch.device != "cpu"
+    here = 0 if off else held.weights // world
+    if shadow.method.saves == "adapter":
+        return replace(held, weights=here, temporaries=held.temporaries + at_work)
+    return replace(
+        held,
+        weights=here,
+        adapter=held.adapter // world,
+        gradients=0 if off else _bytes(shadow.trained()) // world,
+        optimiser=0 if off else held.optimiser // world,
+        temporaries=held.temporaries + 2 * at_work,  # and their gradients
+    )
+
+
+def _at_work(shadow: Shadow) -> int:
+    """What is whole of a base in parts: two blocks, the one at work and the next, and what is no block all the time."""
+    sizes = [_bytes(block.parameters()) for block in sharding.blocks(shadow.model)]
+    return sum(shadow.base_bytes.values()) - sum(sizes) + 2 * max(sizes, default=0)
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:

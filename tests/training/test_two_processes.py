@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from peftcli.artifacts.run_folder import RunFolder
+from peftcli.config.errors import UserError
+from peftcli.methods import registry
 from peftcli.methods.full.settings import Settings as Full
 from peftcli.methods.kpsvd.settings import Settings as Kpsvd
 from peftcli.methods.linear_probe.settings import Settings as Probe
@@ -18,6 +20,7 @@ from peftcli.methods.rowcol.settings import Settings as Rowcol
 from peftcli.methods.sdt.settings import Settings as Sdt
 from peftcli.methods.smat.settings import Settings as Smat
 from peftcli.methods.sparse_adapter.settings import Settings as Sparse
+from peftcli.training import sharding
 from tests import few_shot, together
 from tests.runs import make_run
 
@@ -111,6 +114,13 @@ def assert_curve(run: RunFolder, other: RunFolder) -> None:
     assert len(losses(run)) == len(losses(other)) > 4
     assert losses(run) == pytest.approx(losses(other), rel=2e-3)
     assert validated(run) == pytest.approx(validated(other), rel=5e-3)
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_may_not_be_cut_up_says_why(name) -> None:
+    method = METHODS[name]["method"]
+    with pytest.raises(UserError, match=REFUSED[name]):
+        sharding.check(registry.find(method.name)(method), method.name)
 
 
 @pytest.mark.parametrize("name", METHODS)
