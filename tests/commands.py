@@ -26,8 +26,8 @@ def assert_said(result: Any, code: int, *words: str) -> None:
         assert word in result.output, result.output
 
 
-def wait_until(true: Callable[[], bool], said: Callable[[], str] = str) -> None:
-    end = time.monotonic() + PATIENCE
+def wait_until(true: Callable[[], bool], said: Callable[[], str] = str, patience: float = PATIENCE) -> None:
+    end = time.monotonic() + patience
     while not true():
         assert time.monotonic() < end, f"waited in vain: {said()}"
         time.sleep(0.02)

@@ -25,17 +25,21 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, config: RunConfig, overrides: Sequence[str] = ()) -> RunFolder:
+    def create(cls, config: RunConfig, overrides: Sequence[str] = (), among: Path | None = None) -> RunFolder:
         """Make `<output>/<date>_<time>_<recipe>` with the frozen config and the overrides in it.
 
         Paths in the config are made absolute, from the current folder.
+
+        Args:
+            config: The run.
+            overrides: As typed.
+            among: A folder of several runs in which this one gets the next number as its name, in place of the above.
 
         Raises:
             UserError: The output folder cannot be written to.
             CheckFailed: `disk-full` or `write-failed`; no folder is left behind.
         """
-        stem = f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{(config.name or 'run').strip('/').replace('/', '-')}"
-        run = cls(_claim(Path(config.output).expanduser(), stem))
+        run = cls(claim(config) if among is None else _numbered(among))
         try:
             with atomic.file(run.config) as partial:
                 frozen.save(frozen.anchored(config), partial)
@@ -246,10 +250,32 @@ def _read(path: Path) -> dict[str, Any]:
         raise CheckFailed("damaged-file", f"{path} is not JSON: {error}") from None
 
 
-def _claim(output: Path, stem: str) -> Path:
-    """Make a folder that no other run has, also when several start in the same second."""
+def stem(config: RunConfig) -> str:
+    """What a run folder made now is called, unless there is one of that name."""
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{(config.name or 'run').strip('/').replace('/', '-')}"
+
+
+def _numbered(among: Path) -> Path:
+    for number in count():
+        try:
+            (path := among / f"{number:04}").mkdir()
+            return path
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise atomic.explain(error, path) or error from error
+    raise AssertionError("unreachable")
+
+
+def claim(config: RunConfig, ending: str = "") -> Path:
+    """Make a folder that no other run has, also when several start in the same second.
+
+    Raises:
+        UserError: The output folder cannot be written to.
+    """
+    output, stem_now = Path(config.output).expanduser(), stem(config) + ending
     for number in count(1):
-        path = output / (stem if number == 1 else f"{stem}-{number}")
+        path = output / (stem_now if number == 1 else f"{stem_now}-{number}")
         try:
             output.mkdir(parents=True, exist_ok=True)
             os.mkdir(path)

@@ -9,7 +9,7 @@ import typer
 
 from peftcli.config import catalog
 from peftcli.config.errors import UserError
-from peftcli.config.schema import TASKS, RunConfig
+from peftcli.config.schema import LAUNCHES, TASKS, RunConfig
 from peftcli.config.validate import schema_keys
 from peftcli.config.words import names
 
@@ -57,8 +57,9 @@ def _values(key: str, groups: dict[str, list[str]]) -> list[str]:
 
 
 def _combinations() -> list[dict[str, type]]:
-    """Every method's and every task's settings at least once."""
+    """The settings of every method, task and launch at least once."""
     found: list[dict[str, type]] = [{"task": task} for task in TASKS.values()]
+    found += [{"launch": launch} for launch in LAUNCHES.values()]
     for name in catalog.methods():
         try:
             found.append({"method": catalog.settings_class(name)})

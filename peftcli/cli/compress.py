@@ -34,11 +34,14 @@ def compress(
     as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON instead of tables.")] = False,
 ) -> None:
     """Rebuild a model smaller from the spaces that it uses on its rows, fine-tune it, and leave a run folder."""
-    from peftcli.cli.train import begin, close
+    from peftcli.cli.train import close, start
 
     given = [f"method.{one}" if one.startswith(SHORT) else one for one in overrides or []]
     with permission.code(allow_code):
-        folder, report = begin(_composed(original, given), quiet)
+        ended = start(_composed(original, given), quiet, as_json)
+    if ended is None:
+        return
+    folder, report = ended
     close(folder, report, as_json)
     if not as_json and report["run"]["status"] == "done":
         _print(report, folder)

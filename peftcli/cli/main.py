@@ -20,6 +20,7 @@ COMMANDS = {
     "train": "Fine-tune a model by a recipe, or continue a run with --resume.",
     "eval": "Measure a finished run again, on its own test rows or on others.",
     "predict": "Write a run's predictions for the rows of a file.",
+    "jobs": "List this user's runs on a Slurm cluster; cancel one, or show its log.",
     "merge": "Merge a run's adapter into its base and write a plain model folder.",
     "compress": "Make a run's model, or a recipe's base, smaller from the spaces that it uses.",
     "config": "Show a recipe as it is composed, and where each value comes from.",

@@ -8,7 +8,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 
 from peftcli.config.errors import UserError, unknown
-from peftcli.config.paths import shipped
+from peftcli.config.paths import shipped, site
 
 ENTRY_POINTS = "peftcli.methods"
 
@@ -46,13 +46,13 @@ def recipes() -> dict[str, Path]:
 
 
 def groups(beside: Path | None = None) -> dict[str, list[str]]:
-    """The choices of every group, from the shipped `configs` and, where given, a folder of the user's own.
+    """The choices of every group, from the shipped `configs`, the site's and, where given, a folder of the user's own.
 
     Args:
         beside: The `configs` folder beside the recipe.
     """
     found: dict[str, set[str]] = {"method": set(methods())}
-    for folder in (shipped("configs"), *([beside] if beside else [])):
+    for folder in filter(None, (shipped("configs"), site(), beside)):
         for file in sorted(folder.rglob("*.yaml")):
             group = file.parent.relative_to(folder).as_posix()
             found.setdefault(group, set()).add(file.stem)

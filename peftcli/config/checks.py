@@ -27,6 +27,8 @@ CHECKS = {
     "waited": "A process waited in vain for the others.",
     "ranks-differ": "The processes do not have the same rows, base or trained tensors.",
     "rendezvous": "The launchers of a run on several nodes did not find each other.",
+    "slurm-refused": "Slurm did not take a job, or did not answer; its own words are shown.",
+    "requeues-used": "A job went back into the queue as often as launch.requeues allows.",
     "sample-archive": "A sample's download is damaged or lacks a file.",
     "sample-hash": "A sample's file is not the one that was pinned.",
     "sample-conversion": "A converted sample does not answer as its original does.",

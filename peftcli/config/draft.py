@@ -20,12 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from peftcli.config import catalog, overrides
 from peftcli.config.errors import Mistake, unknown
-from peftcli.config.paths import shipped
+from peftcli.config.paths import shipped, site
 from peftcli.config.sources import RECIPE, Repository
 from peftcli.config.validate import UNREADABLE, chosen_settings, schema_defaults
 from peftcli.config.yaml_files import YamlFile, shown
 
-UNIONS = frozenset({"method", "task"})
+UNIONS = frozenset({"method", "task", "launch"})
 """Groups whose keys depend on the choice."""
 REPLACED = UNIONS | {"data", "model"}
 """Groups of which another choice on the command line leaves the recipe's own values out: they belong to its own."""
@@ -45,7 +45,8 @@ class Draft:
         self.notes: list[str] = []
         self.origins: dict[str, str] = {}
         self.config: Any = OmegaConf.create()
-        self.folders = [folder for folder in (path.parent / "configs", shipped("configs")) if folder.is_dir()]
+        places = (path.parent / "configs", site(), shipped("configs"))
+        self.folders = [folder for folder in places if folder and folder.is_dir()]
         self.repository = Repository(path, self.folders)
         self.groups = catalog.groups(path.parent / "configs")
         self.overrides = overrides.Overrides()

@@ -16,6 +16,21 @@ def shipped(folder: str) -> Path:
     return inside if inside.is_dir() else package.parent / folder
 
 
+def site() -> Path | None:
+    """The folder of groups of this site, `$PEFTCLI_CONFIGS`, laid out like the shipped `configs`.
+
+    Raises:
+        UserError: The variable names no folder.
+    """
+    named = os.environ.get("PEFTCLI_CONFIGS")
+    if not named:
+        return None
+    folder = Path(named).expanduser()
+    if not folder.is_dir():
+        raise UserError(Mistake(f"there is no folder {folder}", "$PEFTCLI_CONFIGS"))
+    return folder
+
+
 def bundled(name: str) -> Path:
     """The folder of a model or a data set inside this package.
 

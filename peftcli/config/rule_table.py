@@ -200,10 +200,34 @@ RULES = (
         "add training.cache_features=auto, or remove task.augment",
     ),
     Rule(
-        ("training.cache_features", "launch.processes"),
+        ("training.cache_features", "launch.world"),
         lambda cached, processes: cached is True and processes > 1,
         "training.cache_features is for one process: each of several would keep all pictures",
         "add training.cache_features=auto, or launch.processes=1",
+    ),
+    Rule(
+        ("launch.gpus_per_node", "launch.processes"),
+        lambda gpus, processes: gpus is not None and processes not in (1, gpus),
+        "launch.gpus_per_node and launch.processes differ: there is one worker for each GPU",
+        "remove launch.processes",
+    ),
+    Rule(
+        ("launch.gpus_per_node", "launch.device"),
+        lambda gpus, device: gpus is not None and device not in ("auto", "cuda"),
+        "launch.gpus_per_node asks for GPUs, and launch.device is another one",
+        "remove launch.device",
+    ),
+    Rule(
+        ("launch.gpu_type", "launch.gpus_per_node"),
+        lambda kind, gpus: kind is not None and gpus is None,
+        "launch.gpu_type needs launch.gpus_per_node",
+        "for example launch.gpus_per_node=8",
+    ),
+    Rule(
+        ("launch.at_once", "launch.array"),
+        lambda most, array: most is not None and array is None,
+        "launch.at_once is for the members of a job array",
+        "add launch.array=FILE, or remove launch.at_once",
     ),
     Rule(
         ("launch.strategy", "launch.world"),

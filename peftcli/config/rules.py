@@ -10,7 +10,7 @@ from dataclasses import replace
 from math import inf, isfinite
 from typing import Any
 
-from peftcli.config import paths, peft_types, sample_kinds, targets
+from peftcli.config import paths, peft_types, sample_kinds, slurm_rules, targets
 from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.rule_table import METRICS, RULES, SCORED
 from peftcli.config.schema import SCHEMA_VERSION
@@ -69,6 +69,12 @@ RANGES: dict[str, tuple[float, float]] = {
     "launch.processes": (1, inf),
     "launch.threads": (1, inf),
     "launch.timeout_minutes": (_TINY, inf),
+    "launch.nodes": (1, inf),
+    "launch.gpus_per_node": (1, inf),
+    "launch.cpus_per_task": (1, inf),
+    "launch.warning": (10, 65535),
+    "launch.requeues": (0, inf),
+    "launch.at_once": (1, inf),
     "launch.preflight_seconds": (_TINY, inf),
     "method.r": (1, inf),
     "method.alpha": (_TINY, inf),
@@ -139,6 +145,7 @@ def conflicts(checked: Checked) -> list[Mistake]:
         *_peft(where),
         *_samples(where),
         *_bundled(where),
+        *slurm_rules.mistakes(where.get, where.of),
     ]
 
 

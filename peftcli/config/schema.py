@@ -1,7 +1,8 @@
 """What a recipe may say: one dataclass a group. The line under each field is its help, wherever help is shown.
 
 No heavy import here: the command line reads this file to answer a typing mistake in a tenth of a second.
-Two groups are unions: `method` (by `method.name`, one settings class a method) and `task` (by `task.type`).
+Three groups are unions: `method` (by `method.name`, one settings class a method), `task` (by `task.type`) and `launch`
+(by `launch.type`).
 """
 
 from __future__ import annotations
@@ -387,6 +388,58 @@ class LaunchConfig:
 
 
 @dataclass
+class SlurmConfig(LaunchConfig):
+    """A job of a Slurm cluster; `processes`, `threads` and `device` are those of each node."""
+
+    type: Literal["slurm"] = "slurm"  # type: ignore[assignment]
+    """Kind of launch."""
+    partition: str | None = None
+    """Partition; null is the cluster's default."""
+    account: str | None = None
+    """Account that pays."""
+    qos: str | None = None
+    """Quality of service."""
+    constraint: str | None = None
+    """Features that the nodes must have, such as `a100|h100`."""
+    nodes: int = 1
+    """Nodes; each starts `processes` workers."""
+    gpus_per_node: int | None = None
+    """GPUs of each node; there is one worker for each."""
+    gpu_type: str | None = None
+    """Kind of GPU, as the cluster names it."""
+    cpus_per_task: int | None = None
+    """CPU cores on each node, shared by its workers."""
+    mem: str | None = None
+    """Memory of each node, such as `64G`; null is the cluster's default."""
+    time: str | None = None
+    """Time limit, such as `90m`, `2h` or `1d12h`, or as Slurm writes it; null is the partition's."""
+    warning: int = 120
+    """Seconds before the time limit at which the run is told to leave a checkpoint and to queue again."""
+    requeues: int = 20
+    """How often the job may go back into the queue, at its time limit or when others come first."""
+    setup: list[str] = field(default_factory=list)
+    """Lines of shell before the program starts, such as `module load cuda`."""
+    container: str | None = None
+    """Command that runs the program in a container, such as `apptainer exec --nv image.sif`; goes before it."""
+    python: str | None = None
+    """Python on the nodes; null is the one that submits."""
+    options: list[str] = field(default_factory=list)
+    """More options of sbatch as they are, such as `--exclusive`."""
+    array: str | None = None
+    """File of overrides, a line for each member of a job array; the same as --array FILE."""
+    at_once: int | None = None
+    """Members of an array that may run at the same time; null is all."""
+
+    @property
+    def world(self) -> int:
+        """Worker processes of all nodes together."""
+        return self.nodes * (self.gpus_per_node or self.processes)
+
+
+LAUNCHES: dict[str, type] = {"local": LaunchConfig, "slurm": SlurmConfig}
+
+
+@dataclass
 class TrackerConfig:
     """Where else the metrics go; the run folder always has them."""
 
@@ -424,7 +477,8 @@ class RunConfig:
     """One of `TASKS`, by `task.type`."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
-    launch: LaunchConfig = field(default_factory=LaunchConfig)
+    launch: LaunchConfig | SlurmConfig = field(default_factory=LaunchConfig)
+    """One of `LAUNCHES`, by `launch.type`."""
     tracker: TrackerConfig = field(default_factory=TrackerConfig)
     schema_version: int = SCHEMA_VERSION
     """Version of these keys; `peft config RECIPE --upgrade` rewrites an older file."""

@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from peftcli.config import catalog, peft_types
 from peftcli.config.errors import Mistake, UserError, nearest, unknown
 from peftcli.config.renames import RENAMED
-from peftcli.config.schema import REQUIRED, TASKS, RunConfig
+from peftcli.config.schema import LAUNCHES, REQUIRED, TASKS, RunConfig
 from peftcli.config.words import expected, kind, mismatch_hint, names
 
 SCHEMA_DEFAULT = "schema default"
@@ -128,6 +128,8 @@ class _Checker:
             return value
         if path == "method":
             return self._method(value)
+        if path == "launch" and isinstance(value, dict):
+            value = {"type": "local", **value}
         if annotation is Any:
             return value
         if is_dataclass(annotation):
@@ -239,6 +241,8 @@ class _Checker:
                 nearest=new,
                 hint="rewrite the file with: peft config RECIPE --upgrade",
             )
+        if path == "launch" and (kinds := [kind for kind, group in LAUNCHES.items() if name in _field_names(group)]):
+            return Mistake(f"unknown key {full!r}", place, tuple(sorted(known)), hint=f"it is of launch={kinds[0]}")
         everywhere = schema_keys(self.chosen)
         elsewhere = [key for key in everywhere if key.rpartition(".")[2] == name]
         beside = nearest(name, known)
@@ -254,9 +258,10 @@ class _Checker:
 
 
 def chosen_settings(tree: dict[str, Any]) -> dict[str, type]:
-    """The settings classes of the tree's method and task, where it names real ones."""
-    method, task = tree.get("method"), tree.get("task")
-    found = {}
+    """The settings classes of the tree's method, task and launch, where it names real ones."""
+    method, task, launch = tree.get("method"), tree.get("task"), tree.get("launch")
+    kind = launch.get("type", "local") if isinstance(launch, dict) else "local"
+    found: dict[str, type] = {"launch": LAUNCHES.get(str(kind), LAUNCHES["local"])}
     if isinstance(method, dict) and isinstance(method.get("name"), str) and method["name"] in catalog.methods():
         with suppress(UserError):  # named as a mistake where the method itself is checked
             found["method"] = catalog.settings_class(method["name"])
@@ -266,8 +271,8 @@ def chosen_settings(tree: dict[str, Any]) -> dict[str, type]:
 
 
 def schema_defaults(chosen: dict[str, type]) -> dict[str, Any]:
-    """The default of every field that has one, with those of the chosen method and task."""
-    return _defaults_of(RunConfig, chosen)
+    """The default of every field that has one, with those of the chosen method, task and launch."""
+    return _defaults_of(RunConfig, {"launch": LAUNCHES["local"], **chosen})
 
 
 def _defaults_of(cls: type, chosen: dict[str, type]) -> dict[str, Any]:
@@ -284,8 +289,8 @@ def _defaults_of(cls: type, chosen: dict[str, type]) -> dict[str, Any]:
 
 
 def schema_keys(chosen: dict[str, type]) -> list[str]:
-    """Every dotted key of the schema, with the keys of the chosen method and task."""
-    found = []
+    """Every dotted key of the schema, with the keys of the chosen method, task and launch."""
+    found, chosen = [], {"launch": LAUNCHES["local"], **chosen}
     hints = get_type_hints(RunConfig)
     for item in fields(RunConfig):
         group = chosen.get(item.name) or (hints[item.name] if is_dataclass(hints[item.name]) else None)
@@ -303,6 +308,10 @@ def _keys_below(path: str, group: Any) -> list[str]:
         nested = hints[below.name]
         found += _keys_below(f"{path}.{below.name}", nested) if is_dataclass(nested) else [f"{path}.{below.name}"]
     return found
+
+
+def _field_names(group: type) -> set[str]:
+    return {item.name for item in fields(group)}
 
 
 def _join(path: str, name: str) -> str:

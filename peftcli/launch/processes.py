@@ -106,7 +106,7 @@ class _Relay(StopRequest):
 
 
 def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) -> dict[str, Any]:
-    from torch.distributed import DistNetworkError, DistStoreError
+    from torch.distributed import DistError
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.launcher.api import LaunchConfig as Elastic
     from torch.distributed.launcher.api import elastic_launch
@@ -141,11 +141,10 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
             return {"run": {"status": "stopped", "stopped_by": stop.name}}
         try:
             elastic_launch(elastic, worker)(str(run), config.processes * elastic.max_nodes, quiet)
-        except DistNetworkError as error:
-            raise _no_port(node, error) from error
-        except DistStoreError as error:
-            assert node is not None
-            raise _alone(node, config.timeout_minutes, error) from error
+        except DistError as error:
+            if node is None:
+                raise
+            raise _apart(node, config.timeout_minutes, error) from error
         except ChildFailedError as error:
             if failure := _failure_of(run):
                 raise failure from error
@@ -158,21 +157,18 @@ def _elastic(run: Path, config: LaunchConfig, quiet: bool, node: Node | None) ->
     return json.loads((run / "report.json").read_text()) if node is None or node.rank == 0 else {}
 
 
-def _alone(node: Node, minutes: float, error: Exception) -> CheckFailed:
-    where = f"node {node.rank} of {node.count} ({node.name})"
+def _apart(node: Node, minutes: float, error: Exception) -> CheckFailed:
+    """Launchers that did not meet: who waited where, and why it was in vain."""
+    where, said = f"node {node.rank} of {node.count} ({node.name})", str(error).splitlines()[0]
+    if "EADDRINUSE" in said:
+        hint = "submit it again: another job has another port"
+        return CheckFailed("rendezvous", f"{where} cannot wait for the others at {node.endpoint}: port in use", hint)
     return CheckFailed(
         "rendezvous",
-        f"{where} waited {minutes:g} minutes at {node.endpoint} for the other launchers: {str(error).splitlines()[0]}",
-        "a node that never said so below did not start; a firewall between nodes must let that port through; "
+        f"{where} waited {minutes:g} minutes for the others at {node.endpoint}: {said}",
+        "a node whose own line is not above did not start; a firewall between nodes must let that port through; "
         "launch.timeout_minutes says how long to wait",
     )
-
-
-def _no_port(node: Node | None, error: Exception) -> CheckFailed:
-    place = node.endpoint if node else "this machine"
-    taken = "EADDRINUSE" in str(error) or "in use" in str(error)
-    what = f"the port of {place} is in use by another program" if taken else f"no connection at {place}"
-    return CheckFailed("rendezvous", f"{what}: {str(error).splitlines()[0][:160]}", "give the run another port")
 
 
 def _lost(failures: Iterable[Any], node: Node | None) -> CheckFailed:
@@ -200,12 +196,9 @@ def worker(run: str, processes: int, quiet: bool) -> None:
 
     try:
         train(Path(run), quiet=quiet)
-    except UserError as error:
-        _leave(Path(run), {"mistakes": [asdict(m) for m in error.mistakes]})
-        raise SystemExit(2) from error
-    except CheckFailed as error:
-        _leave(Path(run), {"check": error.check, "what": error.what, "hint": error.hint})
-        raise SystemExit(1) from error
+    except (UserError, CheckFailed) as error:
+        leave(Path(run), error)
+        raise SystemExit(2 if isinstance(error, UserError) else 1) from error
     except Exception as error:
         said, rank = str(error).strip().splitlines() or [""], os.environ["RANK"]
         _leave(
@@ -218,6 +211,14 @@ def worker(run: str, processes: int, quiet: bool) -> None:
             },
         )
         raise SystemExit(1) from error
+
+
+def leave(run: Path, error: UserError | CheckFailed) -> None:
+    """Write the message of a worker or of a node's launcher into the run folder, where nobody has left one before."""
+    if isinstance(error, UserError):
+        _leave(run, {"mistakes": [asdict(m) for m in error.mistakes]})
+    else:
+        _leave(run, {"check": error.check, "what": error.what, "hint": error.hint})
 
 
 def _leave(run: Path, failure: dict[str, Any]) -> None:

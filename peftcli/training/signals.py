@@ -27,6 +27,9 @@ class StopRequest:
     def __enter__(self) -> StopRequest:
         if threading.current_thread() is threading.main_thread():
             self._former = {s: signal.signal(s, self._note) for s in self.SIGNALS}
+            outer = getattr(self._former[signal.SIGTERM], "__self__", None)
+            if isinstance(outer, StopRequest):  # whoever started this one was already asked
+                self.name = outer.name
         else:
             self._former = {}
         return self

@@ -7,7 +7,7 @@ import pytest
 from peftcli.config import peft_types, rules
 from peftcli.config.compose import compose
 from peftcli.config.errors import UserError
-from peftcli.config.schema import TASKS
+from peftcli.config.schema import LAUNCHES, TASKS
 from peftcli.config.validate import schema_keys
 
 GENERATION = ["task=generation", "data=gsm8k"]
@@ -245,6 +245,16 @@ def test_a_number_of_few_shot_tasks_out_of_range(override):
         (["training.cache_features=true"], "training.cache_features is for pictures"),
         ([*PICTURES, "training.cache_features=true", "task.augment.flip=true"], "task.augment changes them each time"),
         ([*PICTURES, "training.cache_features=true", "launch.processes=2"], "is for one process"),
+        ([*PICTURES, "training.cache_features=true", "launch=slurm", "launch.nodes=2"], "is for one process"),
+        (["launch=slurm", "launch.gpus_per_node=8", "launch.processes=4"], "one worker for each GPU"),
+        (["launch=slurm", "launch.gpus_per_node=8", "launch.device=cpu"], "launch.gpus_per_node asks for GPUs"),
+        (["launch=slurm", "launch.gpu_type=a100"], "launch.gpu_type needs"),
+        (["launch=slurm", "launch.at_once=4"], "launch.at_once is for"),
+        (["launch=slurm", "launch.time=soon"], "launch.time is 'soon'"),
+        (["launch=slurm", "launch.time=2m", "launch.warning=120"], "ends before launch.warning=120 seconds"),
+        (["launch=slurm", "launch.mem=64GB"], "launch.mem is '64GB'"),
+        (["launch=slurm", "launch.partition='gpu long'"], "launch.partition is 'gpu long'"),
+        (["launch=slurm", "launch.options=[exclusive]"], "launch.options has 'exclusive'"),
         (["training.batch_tokens=99", "training.batch_size=4"], "both say how large a batch is"),
     ],
 )
@@ -263,7 +273,8 @@ def test_every_rule_has_a_case_above():
 def test_rules_and_ranges_read_keys_that_exist():
     from peftcli.config import catalog
 
-    known = {key for task in TASKS.values() for key in schema_keys({"task": task})}
+    known = {key for task in TASKS.values() for key in schema_keys({"task": task, "launch": LAUNCHES["slurm"]})}
+    known |= {"launch.world"}  # reckoned from several
     for name in catalog.methods():
         known |= set(schema_keys({"method": catalog.settings_class(name)}))
     assert {key for rule in rules.RULES for key in rule.reads} <= known
