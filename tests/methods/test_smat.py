@@ -330,7 +330,7 @@ def test_without_a_task_it_says_what_it_needs() -> None:
     base, model, _ = attached()
     with pytest.raises(UserError, match=r"only for a task.*[\s\S]*for_support"):
         model(**base.batch)
-    with pytest.raises(NotImplementedError, match="--support FOLDER"):
+    with pytest.raises(ValueError, match="--support FOLDER"):
         model.merge_and_unload()
     with pytest.raises(ValueError, match="one adapter"):
         model.add_adapter("second", copy.deepcopy(model.peft_config["default"]))

@@ -58,7 +58,7 @@ class SmatModel(BaseTuner):
         self._current: dict[str, Tensor] | None = None
 
     def _create_and_replace(self, *args: Any, **kwargs: Any) -> None:
-        raise NotImplementedError
+        raise TypeError("SMAT puts its tensors beside the layers and replaces none")
 
     @property
     def state(self) -> SmatLayer:
@@ -219,9 +219,9 @@ class SmatModel(BaseTuner):
         """Refused: there is a merged model for each task, and none for all.
 
         Raises:
-            NotImplementedError: Always.
+            ValueError: Always.
         """
-        raise NotImplementedError("each task has its own merged model: give it --support FOLDER")
+        raise ValueError("each task has its own merged model: give it --support FOLDER")
 
     def merge_adapter(self, *args: Any, **kwargs: Any) -> None:
         """As `merge_and_unload`."""
