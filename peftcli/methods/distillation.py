@@ -4,8 +4,8 @@
 
 Each term is a sum over the positions of the task's loss, so that neither micro-batches nor processes change it: the
 scores and the blocks' outputs y at the positions that are learnt, or for one answer a row those of the whole row. The
-division by |y'|² makes blocks count alike (ours). Scores of
-temperature T and the factor T² are Hinton et al.'s (arXiv 1503.02531).
+division by |y'|² makes blocks count alike (ours). Scores of temperature T and the factor T² are Hinton et al.'s (arXiv
+1503.02531).
 
 S supervised positions, V words or classes, D width, N positions or rows.
 """
