@@ -130,6 +130,7 @@ def conflicts(checked: Checked) -> list[Mistake]:
     return [
         *found,
         *_no_step(where),
+        *_target(where),
         *_columns(where),
         *_metric(where),
         *_peft(where),

@@ -16,6 +16,8 @@ FEW_SHOT = ["model=vit-s14", "method=smat", "data=few-shot-pictures", "task=epis
 SEVERAL = [*PICTURES, "task.multilabel=true"]
 CODE = [*GENERATION, "task.scoring=code", "task.tests='{checks}'"]
 
+SMALLER = ["method=rowcol", "method.mode=compress", "method.target.parameters=50%"]
+
 
 def found(*overrides: str, recipe: str = "quickstart"):
     with pytest.raises(UserError) as caught:
@@ -180,6 +182,14 @@ def test_a_number_of_few_shot_tasks_out_of_range(override):
         (["method=rowcol", "method.worth=sensitivity"], "method.worth says what a budget is spent on"),
         (["method=rowcol", "method.layout=halvit"], "method.layout is for method.mode=tie"),
         (["method=rowcol", "method.distill.weight=0"], "method.distill is for method.mode=compress and tie"),
+        (["method=rowcol", "method.mode=compress"], "method.mode=compress has one target"),
+        (["method=rowcol", "method.target.parameters=50%"], "method.target is for method.mode=compress"),
+        (["method=rowcol", "method.prune=0.2"], "method.prune is for method.mode=compress"),
+        ([*SMALLER, "method.basis=gradient"], "method.basis=gradient says what a core may learn"),
+        ([*SMALLER, "model.quantization=nf4"], "method.mode=compress or tie makes other ones"),
+        ([*SMALLER, "method.target.parameters=120%"], "above 0 and below 100%"),
+        (["method=rowcol", "method.mode=compress", "method.target.size=50%"], "unknown target 'size'"),
+        (["training.max_steps=0"], "only method.mode=compress of rowcol may take no step"),
         (["method=rowcol", "method.diagonal=true"], "method.diagonal is for method.mode=tie"),
         (["training.batch_size=8", "training.micro_batch_size=9"], "larger than training.batch_size"),
         (["training.early_stopping=2", "training.eval_every=end"], "needs measurements before the end"),
