@@ -4,17 +4,16 @@
 
 Each term is a sum over the positions of the task's loss, so that neither micro-batches nor processes change it: the
 scores and the blocks' outputs y at the positions that are learnt, or for one answer a row those of the whole row. The
-division by |y'|² makes blocks alike (ours; DistilBERT, FitNets and MGD each scale in their own way). Scores of
-temperature T and the factor T² are Hinton et al.'s (arXiv 1503.02531).
+division by |y'|² makes blocks count alike (ours). Scores of temperature T and the factor T² are Hinton et al.'s (arXiv
+1503.02531).
 
-B rows, L tokens, S supervised positions, V words or classes, D width, N positions or rows.
+S supervised positions, V words or classes, D width, N positions or rows.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -23,12 +22,11 @@ from torch import Tensor, nn
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import contract
 from peftcli.methods.contract import Stage
+from peftcli.methods.passes import Pass, Places, first, hooked
 from peftcli.methods.rowcol.settings import Distill
 from peftcli.models.family import Family
-from peftcli.models.positions import select, selected
+from peftcli.models.positions import select
 
-UNLEARNT = -100
-"""Label of a position that is not learnt."""
 CHUNK = 2**20
 """Scores turned to fp32 at once."""
 TINY = 1e-12
@@ -76,41 +74,6 @@ def blocks_of(model: nn.Module, family: Family) -> list[str]:
     return [name for name, _ in model.named_modules() if pattern and pattern.fullmatch(name)]
 
 
-@dataclass
-class _Pass:
-    """What a forward pass was given and went through; `blocks` has inputs and outputs by name."""
-
-    inputs: tuple[tuple[Any, ...], dict[str, Any]]
-    mask_BL: Tensor | None
-    logits: Tensor
-    blocks: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]]
-
-
-@dataclass(frozen=True)
-class _Places:
-    """Where outputs are compared.
-
-    Attributes:
-        learnt_B: Rows with anything to learn.
-        mask_BL: Positions that are learnt, where the task asks for scores at positions.
-        attended_BL: Positions that are no padding, where rows are padded.
-    """
-
-    learnt_B: Tensor
-    mask_BL: Tensor | None
-    attended_BL: Tensor | None
-
-    def logits(self, logits: Tensor) -> Tensor:
-        """[S, V]."""
-        return logits[self.learnt_B] if self.mask_BL is None else logits.reshape(-1, logits.shape[-1])
-
-    def outputs(self, y: Tensor) -> Tensor:
-        """[N, ...]: of the positions that are learnt, or of rows, padding as zeros."""
-        if self.mask_BL is not None:
-            return y[self.mask_BL]
-        return (y if self.attended_BL is None else y * self.attended_BL[..., None])[self.learnt_B]
-
-
 class Distillation:
     """Compares a model with its teacher in the pass that the model makes for the task's loss.
 
@@ -127,13 +90,13 @@ class Distillation:
         self.alone = False
         """Whether each block learns by itself now, from the teacher's inputs to it."""
         self.told: dict[str, float] = {}
-        self._student: _Pass | None = None
+        self._student: Pass | None = None
         self._handles: list[Any] = []
 
     def watch(self, model: nn.Module) -> None:
         """Look at the passes of a model in training, once for all."""
         if not self._handles:
-            self._handles = list(_hooked(model, self.blocks, self._keep, training=True))
+            self._handles = list(hooked(model, self.blocks, self._keep, training=True))
 
     def leave(self) -> None:
         """Look no longer."""
@@ -141,7 +104,7 @@ class Distillation:
             self._handles.pop().remove()
         self._student = None
 
-    def _keep(self, seen: _Pass) -> None:
+    def _keep(self, seen: Pass) -> None:
         self._student = seen
 
     def loss(self, model: nn.Module, batch: dict[str, Tensor], task_loss: Tensor) -> Tensor:
@@ -154,7 +117,7 @@ class Distillation:
         """
         student, self._student = self._student, None
         assert student is not None, "the model has not seen the batch"
-        places = _Places(_learnt(batch["labels"]), student.mask_BL, student.inputs[1].get("attention_mask"))
+        places = Places.of(student, batch["labels"])
         taught = self._asked(student)
         if self.alone:
             found = {"blocks": self._by_block(model, taught, places)}
@@ -163,11 +126,10 @@ class Distillation:
             found = {"task": task_loss, **self._terms(student, taught, places)}
             loss = (1 - self.weight) * task_loss + self.weight * found.get("kl", 0.0)
             loss = loss + self.settings.features * found.get("blocks", 0.0)
-        counted = places.learnt_B if places.mask_BL is None else places.mask_BL
-        self._tell({**found, "positions": counted.sum()})
+        self._tell({**found, "positions": places.count})
         return loss
 
-    def _terms(self, student: _Pass, taught: _Pass, places: _Places) -> dict[str, Tensor]:
+    def _terms(self, student: Pass, taught: Pass, places: Places) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
         if self.weight:
             ours, theirs = places.logits(student.logits), places.logits(taught.logits)
@@ -180,19 +142,19 @@ class Distillation:
             found["blocks"] = torch.stack(list(parts)).mean()
         return found
 
-    def _by_block(self, model: nn.Module, taught: _Pass, places: _Places) -> Tensor:
+    def _by_block(self, model: nn.Module, taught: Pass, places: Places) -> Tensor:
         parts = []
         for name in self.blocks:
             args, kwargs, target = taught.blocks[name]
-            y = _first(model.get_submodule(name)(*args, **kwargs))
+            y = first(model.get_submodule(name)(*args, **kwargs))
             parts.append(difference(places.outputs(y), places.outputs(target)))
         return torch.stack(parts).mean()
 
-    def _asked(self, student: _Pass) -> _Pass:
+    def _asked(self, student: Pass) -> Pass:
         """The teacher's pass over what the student saw."""
         args, kwargs = student.inputs
-        passes: list[_Pass] = []
-        handles = list(_hooked(self.teacher, self.blocks, passes.append))
+        passes: list[Pass] = []
+        handles = list(hooked(self.teacher, self.blocks, passes.append))
         try:
             with torch.no_grad():
                 if student.mask_BL is None:
@@ -214,39 +176,6 @@ class Distillation:
         told, self.told = self.told, {}
         positions = max(told.pop("positions", 0.0), 1.0)
         return {f"distil_{name}": value / positions for name, value in told.items()}
-
-
-def _hooked(model: Any, blocks: Sequence[str], keep: Callable[[_Pass], Any], training: bool = False) -> Iterator[Any]:
-    """Hooks that hand each of the model's passes on at its end; with `training` only those that learn."""
-    now: dict[str, tuple[tuple[Any, ...], dict[str, Any], Tensor]] = {}
-
-    def wanted() -> bool:
-        return not training or (model.training and torch.is_grad_enabled())
-
-    def block(name: str) -> Callable[..., None]:
-        def seen(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-            if wanted():
-                now[name] = args, kwargs, _first(output)
-
-        return seen
-
-    def end(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
-        if wanted():
-            # A block that is computed again in the backward pass is seen again, and forgotten with the next pass.
-            keep(_Pass((args, kwargs), selected(model), output.logits, dict(now)))
-            now.clear()
-
-    for name in blocks:
-        yield model.get_submodule(name).register_forward_hook(block(name), with_kwargs=True)
-    yield model.register_forward_hook(end, with_kwargs=True)
-
-
-def _first(output: Any) -> Tensor:
-    return output if isinstance(output, Tensor) else output[0]
-
-
-def _learnt(labels: Tensor) -> Tensor:
-    return (labels != UNLEARNT).flatten(1).any(1)
 
 
 class Distilled(contract.Method):
