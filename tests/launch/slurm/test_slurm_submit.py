@@ -222,3 +222,4 @@ def test_jobs_are_cancelled_and_shown_by_number_or_folder(fake, peft, submitted,
     assert_said(peft("jobs", "logs", 8, "--runs", runs), 2, "has printed nothing yet", "slurm-8.log")
     assert_said(peft("jobs", "logs", 12, "--runs", runs), 2, "was submitted as job 12", "allowed: 8")
     assert_said(peft("train", "--resume", folder), 2, "is job 8, which is running")
+    assert_said(peft("train", "--resume", folder, "--processes=2"), 2, "--processes is for a run on one machine")
