@@ -106,14 +106,12 @@ def start(
 def _resume(run: Path, processes: int | None, quiet: bool, as_json: bool) -> tuple[Path, dict] | None:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.config import frozen
-    from peftcli.launch import slurm, slurm_array
+    from peftcli.launch import slurm_array
 
     if slurm_array.is_array(run):
-        _tell(slurm.again(run, slurm_array.launch_of(run)), as_json)
+        _again(run, slurm_array.launch_of(run), processes, as_json)
         return None
     folder = RunFolder.open(run)
-    if processes is not None and folder.status != "done":
-        folder.use_processes(processes)
     if folder.status == "done":
         typer.echo(f"{run} is already done; its report is below", err=True)
         if not folder.page.is_file():  # the disk was full when it should have been written
@@ -123,9 +121,22 @@ def _resume(run: Path, processes: int | None, quiet: bool, as_json: bool) -> tup
         return folder.path, folder.read_report()
     launch = frozen.load(folder.config).launch
     if isinstance(launch, SlurmConfig):
-        _tell(slurm.again(run, launch), as_json)
+        _again(folder.path, launch, processes, as_json)
         return None
+    if processes is not None:
+        folder.use_processes(processes)
+        launch = frozen.load(folder.config).launch
     return folder.path, _launch(folder.path, launch, quiet)
+
+
+def _again(folder: Path, launch: SlurmConfig, processes: int | None, as_json: bool) -> None:
+    from peftcli.launch import slurm
+
+    if processes is not None:
+        raise UserError(
+            "--processes is for a run on one machine; a job goes on with the nodes and processes that it had"
+        )
+    _tell(slurm.again(folder, launch), as_json)
 
 
 def _launch(folder: Path, config: LaunchConfig, quiet: bool) -> dict:

@@ -22,7 +22,6 @@ class Job:
     """`123`, or `123_4` for a member."""
     state: str
     reason: str
-    elapsed: str
     script: Path
 
     @property
@@ -76,10 +75,10 @@ def queued() -> list[Job]:
         CheckFailed: `slurm-refused`, it does not answer.
     """
     found = []
-    for line in call("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r|%M|%o").splitlines():
-        number, state, reason, elapsed, script = line.split("|", 4)
+    for line in call("squeue", "--me", "--array", "--noheader", "--format=%i|%T|%r|%o").splitlines():
+        number, state, reason, script = line.split("|", 3)
         if Path(script).name == FILE:
-            found.append(Job(number, state, reason, elapsed, Path(script)))
+            found.append(Job(number, state, reason, Path(script)))
     return found
 
 

@@ -182,8 +182,8 @@ def test_jobs_are_told_from_the_queue_the_accounts_and_the_folders(fake, peft, s
     RunFolder(running).log({"step": 40, "validation": {"accuracy": 1.0}})
     RunFolder(done).write_report({"run": {"status": "done"}})
     (failed / "failure.json").write_text("{}")
-    queue = [f"1|PENDING|Resources|0:00|{waiting}/slurm.sh", f"2|RUNNING|None|1:00|{running}/slurm.sh"]
-    fake("squeue", "\n".join(f"echo '{line}'" for line in [*queue, "9|RUNNING|None|1:00|/x/other.sh"]))
+    queue = [f"1|PENDING|Resources|{waiting}/slurm.sh", f"2|RUNNING|None|{running}/slurm.sh"]
+    fake("squeue", "\n".join(f"echo '{line}'" for line in [*queue, "9|RUNNING|None|/x/other.sh"]))
     calls = fake("sacct", "printf '3|TIMEOUT\\n3.batch|CANCELLED\\n4|COMPLETED\\n5|CANCELLED by 1000\\n'")
     found = peft("jobs", "--runs", runs, "--json")
     assert_said(found, 0)
@@ -208,17 +208,18 @@ def test_jobs_of_a_cluster_that_does_not_answer_are_told_from_their_folders(fake
 
 def test_jobs_are_cancelled_and_shown_by_number_or_folder(fake, peft, submitted, runs):
     folder = submitted(8)
-    fake("squeue", f"echo '8|RUNNING|None|1:00|{folder}/slurm.sh'")
+    fake("squeue", f"echo '8|RUNNING|None|{folder}/slurm.sh'")
     calls = fake("scancel", "exit 0")
     assert_said(peft("jobs", "cancel", folder), 0, "job 8 is being cancelled")
     assert_said(peft("jobs", "cancel", "8_3"), 0)
     array = folder.with_name("many")
-    fake("squeue", f"echo '9_1|RUNNING|None|1:00|{array}/slurm.sh'; echo '9_2|PENDING|None|0:00|{array}/slurm.sh'")
+    fake("squeue", f"echo '9_1|RUNNING|None|{array}/slurm.sh'; echo '9_2|PENDING|None|{array}/slurm.sh'")
     assert_said(peft("jobs", "cancel", array), 0, "jobs 9_1, 9_2 are being cancelled")
     assert_said(peft("jobs", "cancel", array / "0002"), 0, "job 9_2 is being cancelled")
     assert calls.read_text().split("\n") == ["8", "8_3", "9_1 9_2", "9_2", ""]
     assert_said(peft("jobs", "cancel", folder), 2, "no job in the queue trains in")
-    fake("squeue", f"echo '8|RUNNING|None|1:00|{folder}/slurm.sh'")
+    fake("squeue", f"echo '8|RUNNING|None|{folder}/slurm.sh'")
     assert_said(peft("jobs", "logs", 8, "--runs", runs), 2, "has printed nothing yet", "slurm-8.log")
     assert_said(peft("jobs", "logs", 12, "--runs", runs), 2, "was submitted as job 12", "allowed: 8")
     assert_said(peft("train", "--resume", folder), 2, "is job 8, which is running")
+    assert_said(peft("train", "--resume", folder, "--processes=2"), 2, "--processes is for a run on one machine")
