@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from peftcli.artifacts import environment, lineage
@@ -71,7 +71,11 @@ def build_accelerator(config: RunConfig, folder: Path | None = None) -> Accelera
             # Only for fp16's loss scale. Its wrapper would keep a second, fp32 copy of the logits; see `arithmetic`.
             mixed_precision="fp16" if chosen == "fp16" else "no",
             log_with=None if config.tracker.name == "none" else config.tracker.name,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes)),
+                # Else every forward pass would send masks, first factors and bases, which are the same everywhere.
+                DistributedDataParallelKwargs(broadcast_buffers=config.model.batch_norm == "trained"),
+            ],
         )
     if accelerator.num_processes != launch.world:
         raise UserError(f"{launch.world} processes were asked for, Accelerate runs {accelerator.num_processes}")
