@@ -33,6 +33,7 @@ from peftcli.tasks.contract import Encoded, Task
 from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds, sharding
 from peftcli.training.feed import AheadFeed, AnyFeed, Feed, StreamFeed
+from peftcli.training.sharding import sharded
 
 PROBES = 64
 """Rows that are tried at most until each trained tensor has had a gradient; the first does for nearly all methods."""
@@ -193,11 +194,6 @@ class Attached:
     base: dict[str, str] | None = None
     """Digests of the base's tensors, where they cannot be read off the model later."""
     checks: list[dict[str, Any]] = field(default_factory=list)
-
-
-def sharded(config: RunConfig) -> bool:
-    """Whether the model is cut up among the processes."""
-    return config.launch.strategy == "fsdp" and config.launch.world > 1
 
 
 def place(config: RunConfig, accelerator: Accelerator) -> torch.device:
