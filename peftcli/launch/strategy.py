@@ -16,12 +16,10 @@ def check(config: RunConfig) -> None:
     """
     strategy = config.launch.strategy
     if strategy.startswith("deepspeed"):
-        installed = "" if find_spec("deepspeed") else ", which is not installed either"
-        what = f"launch.strategy={strategy} is not driven by this program: DeepSpeed{installed}, takes optimiser, "
-        what += "clipping and checkpoints into its own hands, and masks, stages and exact resuming live there"
-        hint = (
-            "launch=fsdp cuts weights, gradients and optimiser state up as ZeRO's stage 3 does, and needs nothing more"
-        )
+        installed = "" if find_spec("deepspeed") else " (not installed here)"
+        what = f"launch.strategy={strategy} is not driven by this program: DeepSpeed{installed} takes optimiser, "
+        what += "clipping and checkpoints into its own hands, where stages, masks and exact resuming are"
+        hint = "launch=fsdp cuts weights, gradients and optimiser state up as ZeRO's stage 3 does"
         raise UserError(Mistake(what, "launch.strategy", hint=hint))
     if strategy == "fsdp":
         from peftcli.methods import registry

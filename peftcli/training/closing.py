@@ -19,8 +19,8 @@ from peftcli.config.schema import RunConfig
 from peftcli.models import packed, precision, roles
 from peftcli.tasks.contract import Encoded, Evaluation, Quality
 from peftcli.training import checks
-from peftcli.training.prepare import Attached, Material, arithmetic, load_model, sharded
-from peftcli.training.sharding import shard, whole_tensors
+from peftcli.training.prepare import Attached, Material, arithmetic, load_model
+from peftcli.training.sharding import shard, sharded, whole_tensors
 
 EXAMPLES = 200
 """Rows that the report shows one by one."""
@@ -106,7 +106,7 @@ def _undoes(attached: Attached, chosen: str, device: torch.device) -> bool:
     if not hasattr(attached.model, "disable_adapter"):
         return False
     with attached.model.disable_adapter(), precision.autocast(chosen, device):
-        return torch.equal(attached.before, checks.outputs(attached.model, attached.probe))
+        return torch.equal(attached.before.cpu(), checks.outputs(attached.model, attached.probe).cpu())
 
 
 def quality(

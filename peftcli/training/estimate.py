@@ -15,8 +15,8 @@ from peft import get_peft_model_state_dict
 from peftcli.config.schema import RunConfig
 from peftcli.models import precision
 from peftcli.training import closing, ledger, sharding, workload
-from peftcli.training.prepare import sharded
 from peftcli.training.shadow import Shadow
+from peftcli.training.sharding import sharded
 from peftcli.training.workload import Shape, Workload
 
 STEPS = 1_000_000

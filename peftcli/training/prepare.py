@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, InitProcessGroupKwargs
+from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
 from torch import nn
 
 from peftcli.artifacts import environment, lineage
@@ -35,6 +35,7 @@ from peftcli.tasks.tokens import pad_id
 from peftcli.training import checks, seeds, sharding
 from peftcli.training.feed import AheadFeed, AnyFeed, Feed, StreamFeed
 from peftcli.training.found import FoundFolder
+from peftcli.training.sharding import sharded
 
 FOUND = "start"
 """Folder in the run folder for what a method finds before the first step."""
@@ -75,7 +76,11 @@ def build_accelerator(config: RunConfig, folder: Path | None = None) -> Accelera
             # Only for fp16's loss scale. Its wrapper would keep a second, fp32 copy of the logits; see `arithmetic`.
             mixed_precision="fp16" if chosen == "fp16" else "no",
             log_with=None if config.tracker.name == "none" else config.tracker.name,
-            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes))],
+            kwargs_handlers=[
+                InitProcessGroupKwargs(timeout=timedelta(minutes=launch.timeout_minutes)),
+                # Else every forward pass would send masks, first factors and bases, which are the same everywhere.
+                DistributedDataParallelKwargs(broadcast_buffers=config.model.batch_norm == "trained"),
+            ],
         )
     if accelerator.num_processes != launch.world:
         raise UserError(f"{launch.world} processes were asked for, Accelerate runs {accelerator.num_processes}")
@@ -193,11 +198,6 @@ class Attached:
     base: dict[str, str] | None = None
     """Digests of the base's tensors, where they cannot be read off the model later."""
     checks: list[dict[str, Any]] = field(default_factory=list)
-
-
-def sharded(config: RunConfig) -> bool:
-    """Whether the model is cut up among the processes."""
-    return config.launch.strategy == "fsdp" and config.launch.world > 1
 
 
 def place(config: RunConfig, accelerator: Accelerator) -> torch.device:

@@ -168,7 +168,7 @@ class _Session:
         job = Job(
             self.config, attached.model, attached.method, material.task, feed, steps, self.accelerator, self.run,
             self.display, stop, self._measure(material), tracker, prefix=Prefix(attached.loaded.family),
-            places=self.places, sharded=prepare.sharded(self.config),
+            places=self.places, sharded=sharding.sharded(self.config),
         )  # fmt: skip
         return material, attached, job
 

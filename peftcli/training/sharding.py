@@ -27,7 +27,13 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from peftcli.artifacts import lineage
 from peftcli.config.errors import Mistake, UserError
+from peftcli.config.schema import RunConfig
 from peftcli.methods.contract import Method
+
+
+def sharded(config: RunConfig) -> bool:
+    """Whether the model is cut up among the processes."""
+    return config.launch.strategy == "fsdp" and config.launch.world > 1
 
 
 def check(method: Method, name: str) -> None:
