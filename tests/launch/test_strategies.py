@@ -120,6 +120,4 @@ def test_what_an_accelerate_file_says_in_vain_is_named(file) -> None:
 
 
 def test_the_command_line_says_it_too(peft) -> None:
-    assert_said(
-        peft("train", "quickstart", "launch=fsdp", "method=kpsvd"), 2, "launch.strategy=fsdp: method.base=residual"
-    )
+    assert_said(peft("train", "quickstart", "launch=fsdp", "method=kpsvd"), 2, "launch.strategy=fsdp: method.base=residual")

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -41,10 +42,13 @@ def _is_of(process: psutil.Process, job: str) -> bool:
 
 
 def is_told_to_end(process: psutil.Process) -> bool:
-    """A SIGTERM waits for a process that is held."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    waiting = int(next(line for line in lines if line.startswith("ShdPnd")).split()[1], 16)
-    return bool(waiting >> (signal.SIGTERM - 1) & 1)
+    """A SIGTERM waits for a process that was held, or Slurm has let it go on to its end."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    about = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return not about["State"].startswith("T") or bool(int(about["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_two_nodes_displaced_by_others_end_as_two_processes_that_nobody_disturbed(cluster: Cluster, undisturbed):
@@ -77,7 +81,8 @@ def test_at_its_time_limit_a_run_queues_itself_and_goes_on(cluster: Cluster, und
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=3")
     wait_until(lambda: all(map(is_told_to_end, held)))
     for process in held:
-        process.resume()
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
     wait_until(lambda: cluster.detail(job, "Restarts") == "1")
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     assert RunFolder(folder).status == "stopped"
