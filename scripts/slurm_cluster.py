@@ -55,6 +55,7 @@ ReturnToService=2
 FirstJobId={first}
 JobRequeue=1
 KillWait=120
+MessageTimeout=60
 OverTimeLimit=0
 SchedulerParameters=sched_interval=1,sched_min_interval=0,bf_interval=1
 PriorityType=priority/basic

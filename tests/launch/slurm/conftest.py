@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -51,21 +51,16 @@ def recipe(checkpoint, rows, tmp_path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def undisturbed(checkpoint, rows, tmp_path_factory) -> Callable[[int], Path]:
-    """`undisturbed(2)` is the finished run of the recipe in so many processes on this machine, without a cluster."""
-
-    @cache
-    def train(processes: int) -> Path:
-        file = write_recipe(checkpoint, rows, tmp_path_factory.mktemp("undisturbed"))
-        code = "from peftcli.cli.main import main; main()"
-        given = [f"--processes={processes}", "launch.device=cpu", "launch.threads=1", "--quiet"]
-        environ = os.environ | {"PEFTCLI_CACHE": str(tmp_path_factory.getbasetemp() / "cache")}
-        command = [sys.executable, "-c", code, "train", str(file), *given]
-        done = subprocess.run(command, capture_output=True, text=True, env=environ)
-        assert done.returncode == 0, done.stderr
-        return file.parent / "runs" / "latest"
-
-    return train
+def undisturbed(checkpoint, rows, tmp_path_factory) -> Path:
+    """The finished run of the recipe in two processes on this machine, without a cluster."""
+    file = write_recipe(checkpoint, rows, tmp_path_factory.mktemp("undisturbed"))
+    code = "from peftcli.cli.main import main; main()"
+    given = ["--processes=2", "launch.device=cpu", "launch.threads=1", "--quiet"]
+    environ = os.environ | {"PEFTCLI_CACHE": str(tmp_path_factory.getbasetemp() / "cache")}
+    command = [sys.executable, "-c", code, "train", str(file), *given]
+    done = subprocess.run(command, capture_output=True, text=True, env=environ)
+    assert done.returncode == 0, done.stderr
+    return file.parent / "runs" / "latest"
 
 
 @pytest.fixture

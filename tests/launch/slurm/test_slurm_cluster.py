@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -27,9 +28,10 @@ def steps(folder: Path) -> list[int]:
     return [row["step"] for row in RunFolder(folder).metrics() if "loss" in row]
 
 
-def processes(job: str, *words: str) -> list[psutil.Process]:
-    """Those of a job with these words in their command."""
-    return [p for p in psutil.process_iter() if _is_of(p, job) and all(w in " ".join(p.cmdline()) for w in words)]
+def processes(job: str, program: str, words: str) -> list[psutil.Process]:
+    """Those of a job that run a program with these words among its arguments."""
+    of_job = [p for p in psutil.process_iter() if _is_of(p, job)]
+    return [p for p in of_job if p.cmdline()[:1] == [program] and words in " ".join(p.cmdline())]
 
 
 def _is_of(process: psutil.Process, job: str) -> bool:
@@ -40,10 +42,13 @@ def _is_of(process: psutil.Process, job: str) -> bool:
 
 
 def is_told_to_end(process: psutil.Process) -> bool:
-    """A SIGTERM waits for a process that is held."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    waiting = int(next(line for line in lines if line.startswith("ShdPnd")).split()[1], 16)
-    return bool(waiting >> (signal.SIGTERM - 1) & 1)
+    """A SIGTERM waits for a process that was held, or Slurm has let it go on to its end."""
+    try:
+        lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+    about = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    return not about["State"].startswith("T") or bool(int(about["ShdPnd"], 16) >> (signal.SIGTERM - 1) & 1)
 
 
 def test_two_nodes_displaced_by_others_end_as_two_processes_that_nobody_disturbed(cluster: Cluster, undisturbed):
@@ -54,40 +59,42 @@ def test_two_nodes_displaced_by_others_end_as_two_processes_that_nobody_disturbe
     wait_until(lambda: cluster.detail(job, "Restarts") == "1" and cluster.state(job) in ("PENDING", "RUNNING"))
     stopped = checkpoints.latest(folder / "checkpoints").progress.step
     assert RunFolder(folder).read_report()["run"]["stopped_by"] == "SIGTERM"
-    reference = undisturbed(2)
     cluster.wait(job, "COMPLETED")
     log = said(folder / f"slurm-{job}.log")
     assert "node 0 of 2 (n1)" in log
     assert "node 1 of 2 (n2)" in log
     assert f"continuing after step {stopped}" in log
     assert steps(folder) == list(range(1, STEPS + 1))
-    assert weights(folder) == weights(reference)
-    assert RunFolder(folder).read_report()["quality"] == RunFolder(reference).read_report()["quality"]
+    assert weights(folder) == weights(undisturbed)
+    assert RunFolder(folder).read_report()["quality"] == RunFolder(undisturbed).read_report()["quality"]
     row = cluster.standing(folder)[job]
     assert (row["state"], row["step"]) == ("done", STEPS)
 
 
 def test_at_its_time_limit_a_run_queues_itself_and_goes_on(cluster: Cluster, undisturbed):
-    job, folder = cluster.submit(*ONE_NODE)
+    job, folder = cluster.submit(*TWO_NODES)
     cluster.wait_for_steps(folder)
-    [launcher] = [p for p in processes(job, "peftcli.launch.node") if p.cmdline()[0] == sys.executable]
-    launcher.suspend()  # until Slurm's own timer has come round: 120 s (launch.warning) before the limit
+    held = [*processes(job, sys.executable, "peftcli.launch.node"), *processes(job, sys.executable, "spawn_main")]
+    assert len(held) == 4
+    for process in held:  # until Slurm's own timer has come round: 120 s (launch.warning) before the limit
+        process.suspend()
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=3")
-    wait_until(lambda: is_told_to_end(launcher))
-    launcher.resume()
+    wait_until(lambda: all(map(is_told_to_end, held)))
+    for process in held:
+        with suppress(psutil.NoSuchProcess):
+            process.resume()
     wait_until(lambda: cluster.detail(job, "Restarts") == "1")
     cluster.ask("scontrol", "update", f"JobId={job}", "TimeLimit=30")
     assert RunFolder(folder).status == "stopped"
-    reference = undisturbed(1)
     cluster.wait(job, "COMPLETED")
     assert "continuing after step" in said(folder / f"slurm-{job}.log")
-    assert weights(folder) == weights(reference)
+    assert weights(folder) == weights(undisturbed)
 
 
 def test_a_worker_that_is_killed_ends_the_job_at_once_and_is_not_queued_again(cluster: Cluster, undisturbed, peft):
     job, folder = cluster.submit(*TWO_NODES)
     cluster.wait_for_steps(folder)
-    workers = processes(job, "spawn_main")
+    workers = processes(job, sys.executable, "spawn_main")
     assert len(workers) == 2
     workers[-1].send_signal(signal.SIGKILL)
     began = time.monotonic()
@@ -102,9 +109,8 @@ def test_a_worker_that_is_killed_ends_the_job_at_once_and_is_not_queued_again(cl
     second = cluster.again(folder)
     refused = peft("train", "--resume", folder)
     assert_said(refused, 2, f"is job {second}")
-    reference = undisturbed(2)
     cluster.wait(second, "COMPLETED")
-    assert weights(folder) == weights(reference)
+    assert weights(folder) == weights(undisturbed)
 
 
 def test_a_cancelled_run_leaves_a_checkpoint_and_is_not_queued_again(cluster: Cluster, peft):
