@@ -42,9 +42,10 @@ class Magnitude(Distilled):
         """As many numbers are left as the target says."""
         import copy
 
+        from peftcli.config import targets
         from peftcli.methods.rowcol import costing, planning
 
-        _, share = planning.share_of(self.settings.target)
+        _, share = targets.read(self.settings.target)
         teacher = copy.deepcopy(model)
         things, _ = planning.find(model, family, ())
         for name, parameter in model.named_parameters():
