@@ -250,7 +250,7 @@ def test_a_number_of_few_shot_tasks_out_of_range(override):
         (["launch.offload=true"], "launch.offload sends parts of the model"),
         (["launch=fsdp", "model.quantization=nf4"], "weights in few bits are not cut up"),
         (["launch=deepspeed-zero2", "launch.device=cpu"], "DeepSpeed is for GPUs here"),
-        (["launch=fsdp", "launch.processes=2", "training.precision=fp16"], "training.precision=fp16 scales the loss"),
+        (["launch=fsdp", "launch.processes=2", "method=full", "training.precision=fp16"], "fp16 scales the loss"),
         (["launch=slurm", "launch.gpus_per_node=8", "launch.processes=4"], "one worker for each GPU"),
         (["launch=slurm", "launch.gpus_per_node=8", "launch.device=cpu"], "launch.gpus_per_node asks for GPUs"),
         (["launch=slurm", "launch.gpu_type=a100"], "launch.gpu_type needs"),

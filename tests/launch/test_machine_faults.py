@@ -106,7 +106,7 @@ def test_a_port_that_is_in_use_is_named(make_run) -> None:
         taken.listen()
         where = f"127.0.0.1:{taken.getsockname()[1]}"
         config = replace(frozen.load(run.config).launch, timeout_minutes=0.1)
-        with pytest.raises(CheckFailed, match=f"the port of {where} is in use"):
+        with pytest.raises(CheckFailed, match=f"{where}: port in use"):
             processes.start(run.path, config, quiet=True, node=Node(0, 1, where, "job", "here"))
 
 
