@@ -107,6 +107,8 @@ def up(folder: Path) -> Path:
 def down(folder: Path) -> None:
     """End the cluster of a folder, with what its jobs have left running, and remove the folder."""
     config = folder / "slurm.conf"
+    if not config.is_file():
+        return
     environ = os.environ | {"SLURM_CONF": str(config)}
     subprocess.run([_find("scancel"), "--user", getpass.getuser(), "--signal=KILL"], env=environ, capture_output=True)
     for name in (*NODES, "slurmctld", "munge"):

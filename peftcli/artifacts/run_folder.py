@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -252,7 +253,8 @@ def _read(path: Path) -> dict[str, Any]:
 
 def stem(config: RunConfig) -> str:
     """What a run folder made now is called, unless there is one of that name."""
-    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{(config.name or 'run').strip('/').replace('/', '-')}"
+    name = re.sub(r"[\x00-\x1f/]", "-", (config.name or "run").strip("/"))
+    return f"{datetime.now():%Y-%m-%d_%H-%M-%S}_{name}"
 
 
 def _numbered(among: Path) -> Path:

@@ -125,7 +125,7 @@ def choose_device(launch: LaunchConfig) -> str:
         UserError: The config insists on hardware that is not here.
     """
     here = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if launch.device == "auto":
+    if launch.device == "auto" or launch.type == "slurm":  # the nodes' device says nothing of this machine
         return next(name for name, there in here.items() if there)
     if not here[launch.device]:
         hint = "launch.device=cpu runs everywhere"

@@ -73,7 +73,9 @@ def eval(
     answers.form(predictions)  # before anything is loaded
     given, wanted = list(overrides or []), split.value if split else ""
     if episodes:
-        given.append(f"task.{'validation' if split == Split.validation else 'test'}_episodes={episodes}")
+        if split == Split.train:
+            raise UserError("--episodes is for classes that were not trained on: --split validation or test")
+        given += [f"task.{one}_episodes={episodes}" for one in ("validation", "test")]
     few_shot = "--then" if then else "--episodes" if episodes else ""
     found = _measured(
         run, given, wanted, baselines, limit, allow_code, force, _then(then, then_lr, then_steps), few_shot

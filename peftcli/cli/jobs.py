@@ -62,7 +62,8 @@ def cancel(name: Name) -> None:
     """Cancel a job, a member of an array, or a whole array; a run that has begun leaves a checkpoint."""
     from peftcli.launch import slurm_queue
 
-    numbers = [name] if name.replace("_", "").isdigit() else [job.id for job in slurm_queue.of_folder(Path(name))]
+    is_number = name.replace("_", "").isdigit() and not Path(name).is_dir()
+    numbers = [name] if is_number else [job.id for job in slurm_queue.of_folder(Path(name))]
     if not numbers:
         raise UserError(f"no job in the queue trains in {name}; peft jobs lists those that do")
     slurm_queue.call("scancel", *numbers)

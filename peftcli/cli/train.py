@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -100,7 +101,7 @@ def start(
         _tell(slurm.start(composed), as_json)
         return None
     folder = RunFolder.create(composed.config, composed.overrides)
-    return folder.path, _launch(folder.path, composed.config.launch, quiet)
+    return folder.path, _launch(folder.path, composed.config.launch, quiet, fresh=True)
 
 
 def _resume(run: Path, processes: int | None, quiet: bool, as_json: bool) -> tuple[Path, dict] | None:
@@ -124,6 +125,9 @@ def _resume(run: Path, processes: int | None, quiet: bool, as_json: bool) -> tup
         _again(folder.path, launch, processes, as_json)
         return None
     if processes is not None:
+        from peftcli.launch import processes as workers
+
+        workers.check(replace(launch, processes=processes))
         folder.use_processes(processes)
         launch = frozen.load(folder.config).launch
     return folder.path, _launch(folder.path, launch, quiet)
@@ -139,14 +143,14 @@ def _again(folder: Path, launch: SlurmConfig, processes: int | None, as_json: bo
     _tell(slurm.again(folder, launch), as_json)
 
 
-def _launch(folder: Path, config: LaunchConfig, quiet: bool) -> dict:
+def _launch(folder: Path, config: LaunchConfig, quiet: bool, fresh: bool = False) -> dict:
     from peftcli.artifacts.run_folder import RunFolder
     from peftcli.launch import processes
 
     try:
         return processes.start(folder, config, quiet)
     except (UserError, CheckFailed, KeyboardInterrupt) as error:
-        if isinstance(error, UserError) and RunFolder(folder).untrained:
+        if fresh and isinstance(error, UserError) and RunFolder(folder).untrained:
             shutil.rmtree(folder, ignore_errors=True)
             raise
         typer.echo(f"the run is in {folder}; when the cause is mended: peft train --resume {folder}", err=True)

@@ -6,6 +6,12 @@ from peftcli.config.rule import Rule
 
 METHOD_RULES = (
     Rule(
+        ("method.mode", "method.name", "task.type"),
+        lambda mode, name, task: name == "rowcol" and mode in ("compress", "tie") and task == "episodes",
+        "compress and tie learn from the original's answers, and few-shot tasks have none but through their support",
+        "merge a task's model first (peft merge RUN --support FOLDER --to DIR), and take model.name=DIR",
+    ),
+    Rule(
         ("model.quantization", "method.name"),
         lambda kind, method: kind is not None and method in ("full", "sdt", "smat"),
         "model.quantization holds matrices in few bits, and this method trains weights themselves",

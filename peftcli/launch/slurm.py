@@ -94,7 +94,7 @@ def again(folder: Path, launch: SlurmConfig) -> Submission:
         if waiting:
             raise UserError(f"{folder} is job {waiting[0].id}, which is {waiting[0].state.lower()}; peft jobs shows it")
         return submit(folder, launch, None)
-    busy = {job.member for job in waiting}
+    busy = {job.member if job.folder == folder.resolve() else int(job.folder.name) for job in waiting}
     left = [m.number for m in slurm_array.members(folder) if m.status != "done" and m.number not in busy]
     if not left:
         raise UserError(f"every member of {folder} is done, or in the queue; peft jobs {folder} shows them")
@@ -118,7 +118,9 @@ def submit(folder: Path, launch: SlurmConfig, members: Sequence[int] | None) -> 
         row |= {"members": slurm_script.ranges(members), "at_once": launch.at_once}
     with open(folder / JOBS, "a") as stream:
         stream.write(json.dumps(row) + "\n")
-    log = folder / f"slurm-{job}.log" if members is None else folder / "0000" / f"slurm-{job}_0.log"
+    log = folder / f"slurm-{job}.log"
+    if members is not None:
+        log = folder / f"{members[0]:04}" / f"slurm-{job}_{members[0]}.log"
     return Submission(job, folder, log, None if members is None else len(members))
 
 

@@ -88,7 +88,9 @@ def of_folder(folder: Path) -> list[Job]:
     return [
         job
         for job in queued()
-        if job.folder == folder or (job.folder == folder.parent and member is not None and job.member == member)
+        if job.folder == folder
+        or (job.folder == folder.parent and member is not None and job.member == member)
+        or (job.folder.parent == folder and job.folder.name.isdigit())
     ]
 
 

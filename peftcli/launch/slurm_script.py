@@ -39,6 +39,7 @@ BODY = """\
 {directives}
 
 run={folder}{number}
+job={job}
 {setup}
 # The launchers of the nodes meet on the first one, where this script runs: at a port from the number of the job, or at
 # the next one where nobody listens.
@@ -51,8 +52,8 @@ code=$?
 # The run was told to stop before its time limit, and its checkpoint is there. A cancelled job is not RUNNING any more.
 # One that others displace does not come here: Slurm ends this script, and puts the job back into the queue itself.
 if [ $code = 0 ] && [ -e "$run/{again}" ] \\
-    && [ "$(squeue --noheader --jobs "$SLURM_JOB_ID" --format %T)" = RUNNING ]; then
-    scontrol requeue "$SLURM_JOB_ID"
+    && [ "$(squeue --noheader --jobs "$job" --format %T)" = RUNNING ]; then
+    scontrol requeue "$job"
 fi
 exit $code
 """
@@ -109,6 +110,8 @@ def text(launch: SlurmConfig, folder: Path, members: Sequence[int] | None = None
         folder=shlex.quote(str(folder)),
         directives="\n".join(lines),
         number=number,
+        # Of an array one member has the array's own number, by which Slurm would take all of them.
+        job='"$SLURM_JOB_ID"' if members is None else '"${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"',
         setup="".join(f"{line}\n" for line in launch.setup),
         srun=_srun(launch),
         port=PORT,
@@ -119,7 +122,7 @@ def text(launch: SlurmConfig, folder: Path, members: Sequence[int] | None = None
 def _srun(launch: SlurmConfig) -> str:
     """One launcher a node. srun does not take over --cpus-per-task from sbatch, and must not end the first node's
     launcher, which measures and saves, some time after the others are done (--wait=0)."""
-    words = ["srun", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=0"]
+    words = ["srun", "--export=ALL", "--ntasks-per-node=1", "--kill-on-bad-exit=1", "--wait=0"]
     words += [f"--cpus-per-task={launch.cpus_per_task}"] if launch.cpus_per_task else []
     words += ["--label"] if launch.nodes > 1 else []
     words += [launch.container] if launch.container else []

@@ -88,6 +88,9 @@ def measured(tuned: Tuned, then: Then, notes: list[str]) -> Callable[[Encoded], 
 
     def measure_them(encoded: Encoded) -> list[Quality]:
         assert isinstance(encoded, Pool)
+        if then.lr is None and encoded.key[-1] == "validation":
+            what = "a learning rate is chosen on validation classes, and these are to be measured"
+            raise UserError(Mistake(what, "--then", hint="give it: --then-lr 1e-3"))
         lr = _choose(tuned, then, notes) if then.lr is None else then.lr
         notes.append(
             f"then {then.method}: {then.steps} steps at {lr:g} on the support of each task, from its own model"

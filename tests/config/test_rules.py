@@ -247,6 +247,7 @@ def test_a_number_of_few_shot_tasks_out_of_range(override):
         ([*PICTURES, "training.cache_features=true", "launch.processes=2"], "is for one process"),
         ([*PICTURES, "training.cache_features=true", "launch=slurm", "launch.nodes=2"], "is for one process"),
         (["launch.strategy=fsdp"], "launch.strategy cuts the model up among processes, and there is one"),
+        ([*FEW_SHOT, "method=rowcol", "method.mode=tie"], "compress and tie learn from the original's answers"),
         (["launch.offload=true"], "launch.offload sends parts of the model"),
         (["launch=fsdp", "model.quantization=nf4"], "weights in few bits are not cut up"),
         (["launch=deepspeed-zero2", "launch.device=cpu"], "DeepSpeed is for GPUs here"),

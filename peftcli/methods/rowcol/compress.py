@@ -118,8 +118,8 @@ class Compress(Distilled):
         model = compacted(model, self._parts)
         for name, tensors in filled.items():
             module = model.get_submodule(name)
-            module.load_state_dict(tensors)
             module.float()
+            module.load_state_dict(tensors)
         return model
 
     def _filling(

@@ -141,11 +141,13 @@ def spaces(W_OI: Tensor, C_II: Tensor | None, rank: int) -> tuple[Tensor, list[f
         U_OR, sigma, _ = torch.linalg.svd(W_OI, full_matrices=False)
         energies = sigma.square().tolist()
         return U_OR[:, :rank], energies, energies
-    into_I, Q_II = torch.linalg.eigh(wide(C_II))
-    into_I = into_I.clamp_min(NEGLIGIBLE * float(into_I[-1].clamp_min(0)))
     if W_OI.shape[0] > W_OI.shape[1]:
+        into_I, Q_II = torch.linalg.eigh(wide(C_II))
+        into_I = into_I.clamp_min(NEGLIGIBLE * float(into_I[-1].clamp_min(0)))
         U_OR, sigma, _ = torch.linalg.svd(W_OI @ (Q_II * into_I.sqrt()), full_matrices=False)
         return U_OR[:, :rank], sigma.square().tolist(), into_I.flip(0).tolist()
+    into_I = torch.linalg.eigvalsh(wide(C_II))
+    into_I = into_I.clamp_min(NEGLIGIBLE * float(into_I[-1].clamp_min(0)))
     out_O, U_OO = torch.linalg.eigh(W_OI @ C_II.double() @ W_OI.mT)
     return U_OO.flip(1)[:, :rank], out_O.flip(0).clamp_min(0).tolist(), into_I.flip(0).tolist()
 

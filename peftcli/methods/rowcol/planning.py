@@ -12,7 +12,7 @@ from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods.contract import Calibration
-from peftcli.methods.rowcol import budget, convolution, costing, maths, moments
+from peftcli.methods.rowcol import budget, convolution, costing, moments
 from peftcli.methods.rowcol.budget import Option
 from peftcli.methods.rowcol.costing import OUTSIDE, Cost
 from peftcli.methods.rowcol.pairs import FUSED
@@ -27,6 +27,8 @@ WITHOUT_ROTARY = ("vit",)
 """Families in whose attention nothing stands between q and k."""
 LOSS_BATCHES = 2
 """Calibration batches that the loss is measured on for each layer."""
+LEAST_LOST = 1e-3
+"""Share of its energy that a layer loses at least where its loss is measured, so that rounding is not worth much."""
 LEAST_WORTH = 1e-2
 """Share of the largest worth that a layer has at least, whatever noise says."""
 
@@ -194,7 +196,7 @@ def sensitivities(model: nn.Module, things: Sequence[Rebuildable], calibration: 
         for parameter, value in changed:
             parameter.copy_(value)
         # Where nothing was learnt yet, as with a new head, the loss may fall too: what moves it counts.
-        found[thing.name] = abs(loss() - before) / max(1 - way.kept, maths.NEGLIGIBLE)
+        found[thing.name] = abs(loss() - before) / max(1 - way.kept, LEAST_LOST)
         for parameter, value in kept:
             parameter.copy_(value)
     model.train(was)

@@ -156,7 +156,8 @@ class Matrix(Rebuildable):
     def look(self, moment: Moment | None) -> None:
         """See the base."""
         C, self._centre = self._seen(moment)
-        self._columns, energies, into = maths.spaces(self.weight, C, self.widest)
+        columns, energies, into = maths.spaces(self.weight, C, self.widest)
+        self._columns = columns.float().contiguous()  # of all layers at once
         whole = sum(energies) or 1.0
         rows, columns = maths.rank_for(into, 1 - EPS), maths.rank_for(energies, 1 - EPS)
         self.usage = Usage(self.shape[1], self.shape[0], rows, columns)
@@ -182,7 +183,7 @@ class Matrix(Rebuildable):
 
     def tensors(self, ranks: Sequence[int], moment: Moment | None) -> dict[str, Tensor]:
         """See the base."""
-        U_OK = self._columns[:, : ranks[0]]
+        U_OK = self._columns[:, : ranks[0]].double()
         factors = maths.Factors(U_OK, U_OK.mT @ self.weight).balanced()
         kernel = self.layer.weight.shape[2:]
         reduce = factors.reduce.view(ranks[0], -1, *kernel)
@@ -197,7 +198,7 @@ class Matrix(Rebuildable):
 
     def cut(self, ranks: Sequence[int]) -> list[tuple[nn.Parameter, Tensor]]:
         """See the base."""
-        U_OK = self._columns[:, : ranks[0]]
+        U_OK = self._columns[:, : ranks[0]].double()
         smaller_OI = U_OK @ (U_OK.mT @ self.weight)
         changed = [(self.layer.weight, smaller_OI.view_as(self.layer.weight))]
         bias = self._bias(smaller_OI)

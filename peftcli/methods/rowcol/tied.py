@@ -99,6 +99,8 @@ class Tie(distillation.Distilled):
             for use in group.uses
         }
         model = compacted(model, parts)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
         with torch.no_grad():
             for group, filling in zip(groups, fillings, strict=False):
                 filling.put(model, group, old)

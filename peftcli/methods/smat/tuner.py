@@ -94,6 +94,7 @@ class Method(contract.Method):
         self._stage = "settled"
         self._prune(model)
         state = _tuner(model).state
+        state.smat_multipliers[ADAPTER].data.zero_()  # the masks meet their constraints now
         state.smat_logits.requires_grad_(False)
         state.smat_multipliers.requires_grad_(False)
 

@@ -5,6 +5,7 @@ N rows, B rows at once, C classes, D features.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -96,12 +97,19 @@ def gather(task: EpisodesTask, rows: Rows, tokenizer: Any, policy: str) -> tuple
         )
     for name, found in members.items():
         if len(found) > MOST:
+            digests = {place: _digest(row) for place, row in zip(found, encoded.take(found), strict=True)}
             notes.append(f"support: {MOST} of {len(found)} rows of {name} are looked at, evenly drawn")
-            members[name] = [found[i * len(found) // MOST] for i in range(MOST)]
+            ordered = sorted(found, key=lambda place: digests[place])
+            members[name] = [ordered[i * len(found) // MOST] for i in range(MOST)]
     names = sorted(members)
     chosen = [place for name in names for place in members[name]]
     classes_N = torch.from_numpy(np.repeat(np.arange(len(names)), [len(members[name]) for name in names]))
     return Support(task.inputs(encoded.take(chosen), tokenizer), classes_N, names), notes
+
+
+def _digest(row: Mapping[str, Any]) -> str:
+    """What a row shows, and not where it stands."""
+    return hashlib.sha256(repr({name: value for name, value in row.items() if name != "row"}).encode()).hexdigest()
 
 
 @contextmanager
