@@ -9,6 +9,7 @@ import sys
 
 import psutil
 import pytest
+from filelock import FileLock
 
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.training import checkpoints
@@ -148,3 +149,13 @@ def test_a_mistake_that_two_workers_meet_is_said_once_and_plainly(start, recipe,
     assert command.output.count("dead-target") == 1
     command = start("train", recipe, *TWO, f"data.files.train={tmp_path / 'gone.jsonl'}")
     assert_said(command, 2, "mistake: ", "gone.jsonl")
+
+
+def test_a_mistake_while_resuming_removes_nothing(peft, make_run):
+    """A run may have looked for hours at its rows before its first step."""
+    run = make_run()
+    before = run.config.read_text()
+    assert_said(peft("train", "--resume", run.path, "--processes=9999"), 2, "launch.processes=9999")
+    with FileLock(run.path / ".lock"):
+        assert_said(peft("train", "--resume", run.path), 2, "is being trained by another process")
+    assert run.config.read_text() == before

@@ -126,6 +126,12 @@ def test_only_a_run_that_was_told_to_stop_in_time_goes_back_into_the_queue(run_s
     assert run_script(code, state, again=again)[:2] == (code, requeued)
 
 
+def test_a_member_of_an_array_is_asked_for_by_its_own_number():
+    text = slurm_script.text(SlurmConfig(), Path("/runs/many"), range(3))
+    assert 'job="${SLURM_ARRAY_JOB_ID}_$SLURM_ARRAY_TASK_ID"\n' in text  # one of them has the array's as SLURM_JOB_ID
+    assert 'job="$SLURM_JOB_ID"\n' in slurm_script.text(SlurmConfig(), Path("/runs/one"))
+
+
 def test_launchers_meet_at_the_next_port_where_nobody_listens(run_script):
     with socket.create_server(("127.0.0.1", 0)) as anywhere:
         start = 20_000 + anywhere.getsockname()[1] % 10_000  # not the same in two test runs on one machine
