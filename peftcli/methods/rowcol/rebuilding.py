@@ -156,8 +156,8 @@ class Matrix(Rebuildable):
     def look(self, moment: Moment | None) -> None:
         """See the base."""
         C, self._centre = self._seen(moment)
-        columns, energies, into = maths.spaces(self.weight, C, self.widest)
-        self._columns = columns.float().contiguous()  # of all layers at once
+        U_OK, energies, into = maths.spaces(self.weight, C, self.widest)
+        self._columns = U_OK.float().contiguous()  # of all layers at once
         whole = sum(energies) or 1.0
         rows, columns = maths.rank_for(into, 1 - EPS), maths.rank_for(energies, 1 - EPS)
         self.usage = Usage(self.shape[1], self.shape[0], rows, columns)
