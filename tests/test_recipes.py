@@ -17,6 +17,12 @@ SHORT = [
 ]  # fmt: skip
 
 
+FEW_SHOT = [
+    "training.max_steps=2", "training.batch_size=1", "training.eval_every=end", "fetch=false",
+    "task.episodes=4", "task.validation_episodes=2", "task.test_episodes=2",
+]  # fmt: skip
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_recipe_composes(name):
     composed = compose(name, [])
@@ -41,11 +47,12 @@ def test_a_recipe_trains_two_steps(name, tmp_path):
     more = ["task.generated_rows=2", "task.max_new_tokens=4"] if "gloss" in name or "gsm8k" in name else []
     if name == "quickstart":  # which names 45 labels, and a dozen rows do not have them all
         more = ["data.rows.train=6000"]
-    if "emoji" in name:  # nine classes
+    few_shot = compose(name, []).config.task.type == "episodes"
+    if "emoji" in name and not few_shot:  # nine classes
         more = ["data.rows.train=120"]
     if name == "defects" or "imagefolder" in name:
         more = [f"data.files.train={make_folder(tmp_path / 'pictures', {'good': 20, 'bad': 20})}"]
-    composed = compose(name, [*SHORT, *more, f"output={tmp_path}"])
+    composed = compose(name, [*(FEW_SHOT if few_shot else SHORT), *more, f"output={tmp_path}"])
     folder = RunFolder.create(composed.config, composed.overrides)
     report = run(folder.path, quiet=True)
     assert report["run"]["status"] == "done"
