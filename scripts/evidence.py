@@ -17,6 +17,7 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import date
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -84,6 +85,36 @@ class Prepared:
     began: float
     """`time.perf_counter()` before the adapter went in."""
     attach_seconds: float
+
+
+class _Rows:
+    """A config that is equal to another one of the same key, whose rows are the same."""
+
+    def __init__(self, config: Any, key: str):
+        self.config, self.key = config, key
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Rows) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+
+@lru_cache(4)
+def _read(rows: _Rows) -> Material:
+    from peftcli.training import prepare
+
+    return prepare.load_material(rows.config)
+
+
+def material_of(config: RunConfig, reader: Any = None) -> Material:
+    """The rows of a config as `prepare.load_material` gives them, read once for all runs of a process.
+
+    Args:
+        config: The run's.
+        reader: What tells how rows are read; None takes the whole model group.
+    """
+    return _read(_Rows(config, repr((config.data, config.task, reader or config.model))))
 
 
 @contextmanager

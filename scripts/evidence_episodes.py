@@ -13,12 +13,11 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from evidence import DRAWS, Prepared, Result, prepared
+from evidence import DRAWS, Prepared, Result, material_of, prepared
 
 WRONG, NOISE = 0.1, 0.5
 """Share of the support's rows whose labels are wrong; deviation of the noise over that of the pictures."""
@@ -29,30 +28,10 @@ Scores = dict[str, list[float]]
 """Accuracy of each task in order, by domain."""
 
 
-class _Data:
-    """A config that is equal to another one whose rows and reader are the same."""
-
-    def __init__(self, config: Any):
-        self.config, self.key = config, repr((config.data, config.task, config.model))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Data) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-@lru_cache(2)
-def _material(data: _Data) -> Any:
-    from peftcli.training import prepare
-
-    return prepare.load_material(data.config)
-
-
 @contextmanager
 def made(recipe: str, overrides: Sequence[str]) -> Iterator[Prepared]:
     """A run up to its first step; pictures are read once for all runs of a process."""
-    with prepared(recipe, overrides, lambda config: replace(_material(_Data(config)))) as found:
+    with prepared(recipe, overrides, lambda config: replace(material_of(config))) as found:
         yield found
 
 

@@ -10,11 +10,10 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from evidence import DRAWS, Prepared, Result, prepared, trained
+from evidence import DRAWS, Prepared, Result, material_of, prepared, trained
 
 KEPT_BACK = 0.25
 """Share of few labels that is kept for validation."""
@@ -56,7 +55,7 @@ def scored(recipe: str, overrides: list[str], few: Few | None = None, measured: 
     from peftcli.tasks.contract import Evaluation
     from peftcli.training import closing, loop
 
-    with prepared(recipe, overrides, lambda config: drawn(_material(_Data(config)), few)) as found, _entered(found):
+    with prepared(recipe, overrides, lambda config: drawn(material_of(config), few)) as found, _entered(found):
         job, material = found.job, found.material
         if measured:
             job.measure = closing.Measurer(material, material.validation, job.config, job.accelerator)
@@ -80,26 +79,6 @@ def scored(recipe: str, overrides: list[str], few: Few | None = None, measured: 
 
 def _pruned(name: str, parameter: Any) -> bool:
     return ".sparse_" in name and parameter.ndim == 2
-
-
-class _Data:
-    """A config that is equal to another one whose rows and reader are the same."""
-
-    def __init__(self, config: Any):
-        self.config, self.key = config, repr((config.data, config.task, config.model))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Data) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-@lru_cache(4)
-def _material(data: _Data) -> Any:
-    from peftcli.training import prepare
-
-    return prepare.load_material(data.config)
 
 
 def drawn(material: Any, few: Few | None) -> Any:

@@ -10,13 +10,12 @@ import shutil
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from evidence import Prepared, Result, prepared, trained
+from evidence import Prepared, Result, material_of, prepared, trained
 from evidence_scores import auroc
 from torch import nn
 
@@ -214,29 +213,10 @@ def _right_tokens(found: Prepared, encoded: Any) -> list[float]:
 
 @contextmanager
 def _ready(recipe: str, overrides: Sequence[str]) -> Iterator[Prepared]:
-    with prepared(recipe, overrides, lambda config: _material(_Rows(config))) as found:
+    with prepared(recipe, overrides, lambda config: material_of(config, _reader(config.model))) as found:
         yield found
 
 
-class _Rows:
-    """A config that is equal to another one whose rows are the same."""
-
-    def __init__(self, config: Any):
-        self.config = config
-        reader = (
-            config.model.name if config.model.source != "folder" else Path(config.model.name).name.split("-seed")[0]
-        )
-        self.key = repr((config.data, config.task, reader))
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Rows) and self.key == other.key
-
-    def __hash__(self) -> int:
-        return hash(self.key)
-
-
-@lru_cache(4)
-def _material(rows: _Rows) -> Any:
-    from peftcli.training import prepare
-
-    return prepare.load_material(rows.config)
+def _reader(model: Any) -> str:
+    """Models of one case read pictures and words alike: what its seeds' folders have in common."""
+    return str(model.name) if model.source != "folder" else Path(model.name).name.split("-seed")[0]

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from peftcli.config.errors import Mistake, UserError, unknown
 from peftcli.config.schema import DataConfig, DomainConfig
-from peftcli.data import checking, origins
+from peftcli.data import checking, origins, splitting
 from peftcli.data.images.places import COLUMN, identified
 from peftcli.data.origins import SPLITS
 from peftcli.data.rows import Rows, whole_numbers
@@ -171,20 +171,19 @@ def _rows(
 
 def _chosen(name: str, domain: DomainConfig, rows: Rows, needed: list[str], notes: list[str]) -> Rows:
     """Rows with the asked values, the first of each that shows the same."""
-    kept = list(range(len(rows)))
     for column, wanted in domain.only.items():
-        values, cells = [wanted] if isinstance(wanted, str) else wanted, rows[column]
-        there = {str(cell) for cell in cells}
+        values = [wanted] if isinstance(wanted, str) else wanted
+        there = set(map(str, rows[column]))
         if strange := [unknown(f"value of {column}", value, there, "only") for value in values if value not in there]:
             raise UserError(*strange)
-        kept = [i for i in kept if str(cells[i]) in values]
+        rows = splitting.keep(rows, column, values)
     if domain.distinct:
         cells = rows[domain.distinct]
-        first = {str(cells[i]): i for i in reversed(kept)}
-        if len(first) < len(kept):
-            notes.append(f"{name}: {len(first)} of {len(kept)} rows, one of each {domain.distinct}")
-        kept = sorted(first.values())
-    return Rows(rows.select(kept).table.select([*needed]))
+        first = {str(cells[i]): i for i in reversed(range(len(rows)))}
+        if len(first) < len(rows):
+            notes.append(f"{name}: {len(first)} of {len(rows)} rows, one of each {domain.distinct}")
+        rows = rows.select(sorted(first.values()))
+    return Rows(rows.table.select([*needed]))
 
 
 def _numbered(rows: Rows, domain: str, role: str, first: int) -> pa.Table:

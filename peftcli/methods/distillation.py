@@ -179,11 +179,21 @@ class Distillation:
 
 
 class Distilled(contract.Method):
-    """A method whose model learns from what it was made from; its settings have `distill`.
+    """A method that rebuilds a model, which then learns as a whole from what it was made from; its settings have
+    `distill`.
 
     `attach` ends with `taught_by`. First `layerwise_steps` for the blocks alone, each from the teacher's inputs to its
     outputs; then all that is trained, end to end.
     """
+
+    capabilities = contract.Capabilities(
+        merges=False,
+        unloads=False,
+        several_adapters=False,
+        identity_at_start=False,
+        layers=frozenset({"linear", "conv2d"}),
+    )
+    saves = "model"
 
     def __init__(self, settings: Any):
         super().__init__(settings)

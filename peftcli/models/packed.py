@@ -23,6 +23,17 @@ def is_packed(layer: nn.Module) -> bool:
     return isinstance(layer, nn.Linear) and not layer.weight.is_floating_point()
 
 
+def check_mergeable(layer: nn.Module) -> None:
+    """Stop before an adapter is added to a weight in place.
+
+    Raises:
+        UserError: The weight is in few bits.
+    """
+    if is_packed(layer):
+        what = "an adapter cannot be merged into a weight in few bits without rounding it again"
+        raise UserError(Mistake(what, hint="peft merge RUN makes the base whole first"))
+
+
 def layers(model: nn.Module) -> Iterator[tuple[str, Any]]:
     """The packed layers of a model, by name."""
     yield from ((name, module) for name, module in model.named_modules() if is_packed(module))

@@ -6,7 +6,6 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
 
 from peftcli.artifacts import merge
 from peftcli.config.errors import UserError
@@ -16,7 +15,7 @@ from peftcli.methods.rowcol.tuner import PEFT_TYPE
 from peftcli.models import packed, quantized
 from peftcli.testing.rows import nudge, trained
 from peftcli.training import checks
-from tests.methods.test_kpsvd_quantized import IDS, attach, load, step
+from tests.methods.test_kpsvd_quantized import IDS, assert_file_fits, attach, load, step
 
 register(PEFT_TYPE)
 SETTINGS = [
@@ -68,17 +67,7 @@ def test_its_bases_are_those_of_the_unpacked_weight(kind):
 
 
 def test_a_file_fits_the_packed_and_the_whole_base(kind, tmp_path):
-    model, _ = attach(load(kind), "rowcol", rank=4)
-    nudge(model)
-    with torch.no_grad():
-        expected = model(input_ids=IDS).logits
-    model.save_pretrained(tmp_path)
-    again = PeftModel.from_pretrained(load(kind).model, str(tmp_path)).eval()
-    assert torch.equal(again(input_ids=IDS).logits, expected)
-    whole = load(kind).model
-    quantized.unpack(whole)
-    found = PeftModel.from_pretrained(whole, str(tmp_path)).eval()(input_ids=IDS).logits
-    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    assert_file_fits(attach(load(kind), "rowcol", rank=4)[0], kind, tmp_path)
 
 
 def test_it_merges_into_the_whole_base(kind):

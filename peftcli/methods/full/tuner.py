@@ -7,7 +7,7 @@ from typing import Any
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods import contract
+from peftcli.methods import contract, whole
 from peftcli.methods.contract import Calibration, Capabilities, Stage
 from peftcli.methods.full.settings import Settings
 from peftcli.methods.injection import has_head, head_of
@@ -41,9 +41,7 @@ class Method(contract.Method):
         """
         self._check_head(model)
         self._family = family
-        for parameter in model.parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.float()
+        whole.widen(model)
         self._train_all(model)
         return model
 
@@ -55,8 +53,7 @@ class Method(contract.Method):
         return [Stage("head", first, _train_head), Stage("all", total_steps - first, self._train_all)]
 
     def _train_all(self, model: nn.Module) -> None:
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(parameter.is_floating_point() and self._family.learns(name))
+        whole.release(model, self._family)
 
     def _check_head(self, model: Any) -> None:
         if self.settings.head_first == 0 or has_head(model):

@@ -160,9 +160,7 @@ class KpsvdLayer(nn.Module, BaseTunerLayer):
             UserError: The weight is in few bits, and would be rounded to them again.
             ValueError: With `safe_merge`, the result is not finite.
         """
-        if packed.is_packed(self.base_layer):
-            what = "an adapter cannot be merged into a weight in few bits without rounding it again"
-            raise UserError(Mistake(what, hint="peft merge RUN makes the base whole first"))
+        packed.check_mergeable(self.base_layer)
         for name in check_adapters_to_merge(self, adapter_names):
             if name in self.kpsvd_U:
                 self.put_back()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from peftcli.config import targets
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods import contract
+from peftcli.methods import whole
 from peftcli.methods.contract import Calibration, Form, Found
 from peftcli.methods.distillation import Distilled, blocks_of
 from peftcli.methods.rowcol import costing, moments, planning, usage
@@ -31,14 +31,6 @@ NAMED = 4
 class Compress(Distilled):
     """Rebuilds a model smaller and trains it whole."""
 
-    capabilities = contract.Capabilities(
-        merges=False,
-        unloads=False,
-        several_adapters=False,
-        identity_at_start=False,
-        layers=frozenset({"linear", "conv2d"}),
-    )
-    saves = "model"
     settings: Settings
 
     def __init__(self, settings: Settings):
@@ -234,10 +226,8 @@ def _needed(calibration: Calibration | None) -> Calibration:
 
 
 def _trained_whole(model: nn.Module, family: Family) -> None:
-    for name, parameter in model.named_parameters():
-        if parameter.is_floating_point():
-            parameter.data = parameter.data.float()
-            parameter.requires_grad_(family.learns(name))
+    whole.widen(model)
+    whole.release(model, family)
 
 
 def _tensors(model: nn.Module) -> dict[str, Tensor]:

@@ -119,9 +119,7 @@ class RowcolLayer(nn.Module, BaseTunerLayer):
             UserError: The weight is in few bits, and would be rounded to them again.
             ValueError: With `safe_merge`, the result is not finite.
         """
-        if packed.is_packed(self.base_layer):
-            what = "an adapter cannot be merged into a weight in few bits without rounding it again"
-            raise UserError(Mistake(what, hint="peft merge RUN makes the base whole first"))
+        packed.check_mergeable(self.base_layer)
         weight = self.base_layer.weight
         for adapter in check_adapters_to_merge(self, adapter_names):
             if adapter not in self.rowcol_R:

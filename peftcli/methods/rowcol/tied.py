@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods import contract, distillation
+from peftcli.methods import distillation, whole
 from peftcli.methods.contract import Calibration
 from peftcli.methods.rowcol import pairs
 from peftcli.methods.rowcol.pairs import Group
@@ -22,8 +22,6 @@ from peftcli.models.compact import halvit
 from peftcli.models.compact.registered import compacted, model_class
 from peftcli.models.family import Family
 
-UNUSED = "mask_token"
-"""DINOv2 uses it in its own pre-training alone."""
 TIED_STAGES = 2
 """The last stages of the paper's ResNet share their matrices."""
 
@@ -31,14 +29,6 @@ TIED_STAGES = 2
 class Tie(distillation.Distilled):
     """Ties a model's weights and trains it whole."""
 
-    capabilities = contract.Capabilities(
-        merges=False,
-        unloads=False,
-        several_adapters=False,
-        identity_at_start=False,
-        layers=frozenset({"linear", "conv2d"}),
-    )
-    saves = "model"
     settings: Settings
 
     def __init__(self, settings: Settings):
@@ -52,16 +42,14 @@ class Tie(distillation.Distilled):
             UserError: What `pairs.find` says; with `layout: halvit`, the base is no ResNet of bottlenecks.
         """
         teacher, blocks = copy.deepcopy(model), distillation.blocks_of(model, family)
+        whole.widen(model)  # before new tensors of its type are filled with what is worked out in float64
         if self.settings.layout == "halvit":
             model, stages = self._laid_out(model)
             # Their blocks take more channels than the base's, and one more layer stands before them.
             blocks = [name for name in blocks if not name.startswith(tuple(f"{stage}." for stage in stages))] + stages
         else:
             model = self._converted(model, family)
-        for name, parameter in model.named_parameters():
-            if parameter.is_floating_point():
-                parameter.data = parameter.data.float()
-                parameter.requires_grad_(not name.endswith(UNUSED))
+        whole.release(model, family)
         self.taught_by(model, teacher, blocks)
         return model
 
@@ -99,8 +87,6 @@ class Tie(distillation.Distilled):
             for use in group.uses
         }
         model = compacted(model, parts)
-        for parameter in model.parameters():
-            parameter.data = parameter.data.float() if parameter.is_floating_point() else parameter.data
         with torch.no_grad():
             for group, filling in zip(groups, fillings, strict=False):
                 filling.put(model, group, old)
