@@ -67,19 +67,14 @@ def _composed(original: str, given: list[str]) -> Composed:
 
 
 def _print(report: dict[str, Any], folder: Path) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
+    from peftcli.cli.tables import titled, whole_lines
     from peftcli.reports import costs
 
     for note in report["data"]["notes"]:
         typer.echo(f"note: {note}")
     if forms := costs.table(report.get("costs") or {}):
-        console = Console()
-        table = Table(box=box.SIMPLE_HEAD if console.is_terminal else None, pad_edge=False)
-        for column in ("", *forms.columns):
-            table.add_column(column, justify="right" if column else "left", no_wrap=not column)
+        console = whole_lines()
+        table = titled(console, "Costs", "", *forms.columns)
         for name, cells in forms.rows:
             table.add_row(name, *cells)
         console.print(table)

@@ -43,11 +43,9 @@ def jobs(
     if not rows:
         typer.echo(f"no jobs in the queue, and none were submitted of runs in {runs}", err=True)
         return
-    from rich.console import Console
+    from peftcli.cli.tables import titled, whole_lines
 
-    from peftcli.cli.tables import titled
-
-    console = Console(markup=False, width=None if Console().is_terminal else 1000)
+    console = whole_lines()
     table = titled(console, "Jobs", "job", "state", "step", "loss", "run")
     for column in (1, 4):
         table.columns[column].justify = "left"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -41,16 +40,16 @@ def ls(
     if as_json:
         typer.echo(json.dumps([{"name": name, "about": about} for name, about in rows.items()], indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from peftcli.cli.tables import whole_lines
 
     table = Table.grid(padding=(0, 2))
     table.add_column(no_wrap=True, style="bold")
     table.add_column()
     for name, about in rows.items():
         table.add_row(name, about)
-    whole_lines = None if sys.stdout.isatty() else 1000  # for grep
-    Console(markup=False, width=whole_lines).print(table)
+    whole_lines().print(table)
 
 
 def _rows(kind: str, folder: Path) -> dict[str, str]:

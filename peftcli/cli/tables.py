@@ -1,4 +1,4 @@
-"""What `peft data` prints of rows of any kind: counts left out, classes, lengths, copies, notes."""
+"""Tables on the terminal, and what `peft data` prints of rows: what is left out, classes, lengths, copies, notes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,13 @@ if TYPE_CHECKING:
 
 MOST_CLASSES = 20
 """Classes that the terminal lists; `--json` has all."""
+
+
+def whole_lines() -> Console:
+    """A console that cuts no line where it is not a terminal, for grep."""
+    from rich.console import Console
+
+    return Console(markup=False, width=None if Console().is_terminal else 1000)
 
 
 def titled(console: Console, title: str, *columns: str) -> Table:
