@@ -182,7 +182,8 @@ def test_heads_are_cut_in_pairs():
     x = draw(2, 5, D, seed=8) * 0.3
     y = heads_out(given, x, heads, width**-0.5)
     C = moment(D)[1]
-    for seen in (None, C):
+    centre = 0.3 * draw(D, seed=9)
+    for seen in (None, attention.Seen(C + torch.outer(centre, centre), centre)):
         same = attention.joint(given, heads, width, seen)
         assert same.q.shape == given.q.shape
         torch.testing.assert_close(heads_out(same, x, heads, width**-0.5), y, atol=1e-10, rtol=0)
@@ -192,8 +193,30 @@ def test_heads_are_cut_in_pairs():
             found = attention.joint(given, heads, smaller, seen)
             assert (found.q.shape, found.o.shape) == ((heads * smaller, D), (D, heads * smaller))
             pairs = zip(values(given, heads), values(found, heads), strict=True)
-            lost = sum(maths.error(a, b, seen) ** 2 for a, b in pairs)
+            lost = sum(maths.error(a, b, None if seen is None else C) ** 2 for a, b in pairs)
             assert lost == pytest.approx(vo[smaller:].sum().item(), rel=1e-8)
+
+
+def test_heads_lose_what_their_energies_say_of_logits_less_their_mean_and_nothing_of_the_mean_output():
+    heads, D, N = 2, 10, 4000
+    given = Projections(
+        *(draw(8, D, seed=s) for s in range(3)), draw(D, 8, seed=3), 3 * draw(8, seed=5), draw(D, seed=6)
+    )
+    x = draw(N, D, seed=8) @ draw(D, D, seed=9) + 2 * draw(D, seed=10)
+    seen = attention.Seen(x.T @ x / N, x.mean(0))
+
+    def logits(p: Projections) -> torch.Tensor:
+        q = (x @ p.q.T + p.q_bias).unflatten(1, (heads, -1)).transpose(0, 1)
+        k = ((x - x.mean(0)) @ p.k.T).unflatten(1, (heads, -1)).transpose(0, 1)
+        return q @ k.mT  # a constant over the keys is nothing to a softmax
+
+    def mean_output(p: Projections) -> torch.Tensor:
+        return (x @ p.v.T @ p.o.T + p.o_bias).mean(0)
+
+    found = attention.joint(given, heads, 2, seen)
+    lost = (logits(given) - logits(found)).square().sum() / N**2
+    assert lost.item() == pytest.approx(attention.energies(given, heads, seen)[0][2:].sum().item(), rel=1e-8)
+    torch.testing.assert_close(mean_output(found), mean_output(given), atol=1e-9, rtol=0)
 
 
 def test_a_pair_of_heads_matrices_is_better_than_each_on_its_own():

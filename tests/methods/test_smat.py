@@ -208,8 +208,13 @@ def test_the_step_on_the_support_and_the_teacher_lower_what_they_descend() -> No
     student = loss(theta, means, asked, truth)
     losses = []
     for steps in (1, 3):
-        taught = training.dense_teacher(tuner.features, theta, means, asked, truth, steps, 1e-2)
+        query = tuner.features(asked, theta)
+        taught = training.dense_teacher(tuner.features, query, theta, means, asked, truth, steps, 1e-2)
         assert not taught.requires_grad
+        assert all(tensor.grad is None for tensor in theta.values())
+        query.sum().backward()  # what the student learns by is still there
+        for tensor in theta.values():
+            tensor.grad = None
         losses.append(torch.nn.functional.cross_entropy(taught, truth).item())
     assert losses[1] < losses[0] < student
 

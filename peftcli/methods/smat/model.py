@@ -172,25 +172,25 @@ class SmatModel(BaseTuner):
         moved, heads_CD = training.after_support(
             self.features, theta, inputs, classes_N, episode.ways, settings.inner_lr
         )
-        query_NC = scores(self.features(asked, moved), heads_CD)
+        query_ND = self.features(asked, moved)
+        query_NC = scores(query_ND, heads_CD)
         loss = nn.functional.cross_entropy(query_NC, truth_N)
         self.seen = {"query_loss": float(loss.detach())}
-        teachers = self._teachers(episode, theta, heads_CD, base_ND)
+        teachers = self._teachers(episode, query_ND, moved, heads_CD, base_ND)
         share = settings.distillation if teachers else 0.0
         taught = maths.distillation(query_NC, teachers, settings.temperature, settings.reverse)
         self.experts = weights_M.detach()
         return (1 - share) * loss + share * taught + self._constraints(masks_KM, weights_M, logits_M)
 
-    def _teachers(self, episode: Episode, theta: dict[str, Tensor], heads_CD: Tensor, base_ND: Tensor) -> list[Tensor]:
+    def _teachers(
+        self, episode: Episode, query_ND: Tensor, theta: dict[str, Tensor], heads_CD: Tensor, base_ND: Tensor
+    ) -> list[Tensor]:
         """Scores of the query by each teacher, [N, C]."""
         settings, (asked, truth_N) = self.settings, episode.part(query=True)
         found = []
         if settings.distillation and settings.teacher_steps:
-            found.append(
-                training.dense_teacher(
-                    self.features, theta, heads_CD, asked, truth_N, settings.teacher_steps, settings.teacher_lr
-                )
-            )
+            how = (settings.teacher_steps, settings.teacher_lr)
+            found.append(training.dense_teacher(self.features, query_ND, theta, heads_CD, asked, truth_N, *how))
         if settings.distillation and settings.base_teacher:
             kept_ND = episode.base_ND
             query_ND = self.base_features(asked) if kept_ND is None else kept_ND[episode.support :]

@@ -66,6 +66,7 @@ def after_support(
 
 def dense_teacher(
     features: Features,
+    query_ND: Tensor,
     weights: Weights,
     heads_CD: Tensor,
     inputs: Mapping[str, Tensor],
@@ -77,6 +78,8 @@ def dense_teacher(
 
     Args:
         features: The model.
+        query_ND: Its features of the query under `weights`, with their graph, which stays: the first step needs no
+            forward pass of its own.
         weights: Of the task.
         heads_CD: Its prototypes.
         inputs: The query's.
@@ -84,14 +87,15 @@ def dense_teacher(
         steps: How often it is moved.
         rate: Of each step.
     """
-    own = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
-    heads_CD = heads_CD.detach().requires_grad_()
+    own, first = weights, True
     for _ in range(steps):
+        heads_CD = heads_CD.detach().requires_grad_()
+        if not first:
+            own = {name: weight.requires_grad_() for name, weight in own.items()}
         with torch.enable_grad():
-            loss = F.cross_entropy(scores(features(inputs, own), heads_CD), classes_N)
-        with torch.no_grad():
-            own, heads_CD = descend(loss, own, heads_CD, rate, keep=False)
-        for leaf in (*own.values(), heads_CD):
-            leaf.requires_grad_()
+            answer_ND = query_ND if first else features(inputs, own)
+            loss = F.cross_entropy(scores(answer_ND, heads_CD), classes_N)
+        moved, heads_CD = descend(loss, own, heads_CD, rate, keep=first)
+        own, first = {name: weight.detach() for name, weight in moved.items()}, False
     with torch.no_grad():
         return scores(features(inputs, own), heads_CD)
