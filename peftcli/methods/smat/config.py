@@ -36,7 +36,7 @@ class SmatConfig(PeftConfig):
     sparsity: float = 0.9
     structured: bool = True
     stochastic: bool = False
-    inner_lr: float = 1e-3
+    inner_lr: float = 0.0
     teacher_steps: int = 1
     teacher_lr: float = 5e-3
     base_teacher: bool = False

@@ -94,20 +94,14 @@ def mixture(logits_M: Tensor, temperature: float, noise_M: Tensor | None = None)
     return chosen_M / chosen_M.sum().clamp_min(torch.finfo(chosen_M.dtype).tiny)
 
 
-def primal(multipliers_M: Tensor, weights_M: Tensor, density_M: Tensor, target: float) -> Tensor:
-    """What lowers the expected density of experts that are too dense: sum lambda alpha (tau - 1 + E[L0]), lambda held.
-
-    The weights are not held: the router also learns to use such experts less.
-    """
-    return (multipliers_M.detach() * weights_M * (target - 1 + density_M)).sum()
+def primal(multipliers_M: Tensor, density_M: Tensor, target: float) -> Tensor:
+    """What lowers the expected density of experts that are too dense: mean lambda (tau - 1 + E[L0]), lambda held."""
+    return (multipliers_M.detach() * (target - 1 + density_M)).mean()
 
 
-def dual(multipliers_M: Tensor, weights_M: Tensor, sparsity_M: Tensor, target: float) -> Tensor:
-    """What, descended upon, raises lambda while an expert is too dense: sum lambda alpha (sparsity - tau).
-
-    Only lambda learns by it: with alpha free it would undo what `primal` tells the router.
-    """
-    return (multipliers_M * weights_M.detach() * (sparsity_M.detach() - target)).sum()
+def dual(multipliers_M: Tensor, sparsity_M: Tensor, target: float) -> Tensor:
+    """What, descended upon, raises lambda while an expert is too dense: mean lambda (sparsity - tau)."""
+    return (multipliers_M * (sparsity_M.detach() - target)).mean()
 
 
 def restarted(multipliers_M: Tensor, sparsity_M: Tensor, target: float) -> Tensor:

@@ -180,7 +180,7 @@ class SmatModel(BaseTuner):
         share = settings.distillation if teachers else 0.0
         taught = maths.distillation(query_NC, teachers, settings.temperature, settings.reverse)
         self.experts = weights_M.detach()
-        return (1 - share) * loss + share * taught + self._constraints(masks_KM, weights_M, logits_M)
+        return (1 - share) * loss + share * taught + self._constraints(masks_KM, logits_M)
 
     def _teachers(
         self, episode: Episode, query_ND: Tensor, theta: dict[str, Tensor], heads_CD: Tensor, base_ND: Tensor
@@ -198,13 +198,13 @@ class SmatModel(BaseTuner):
             found.append(scores(query_ND, means_CD))
         return found
 
-    def _constraints(self, masks_KM: Tensor, weights_M: Tensor, logits_M: Tensor) -> Tensor:
+    def _constraints(self, masks_KM: Tensor, logits_M: Tensor) -> Tensor:
         settings, counts_K = self.settings, self.counts()
         multipliers_M = self.state.smat_multipliers[self._name]
         density_M = maths.expected_density(self.state.smat_logits[self._name], counts_K)
         sparsity_M = maths.sparsity(masks_KM.detach(), counts_K)
-        lower = maths.primal(multipliers_M, weights_M, density_M, settings.sparsity)
-        raised = maths.dual(multipliers_M, weights_M, sparsity_M, settings.sparsity)
+        lower = maths.primal(multipliers_M, density_M, settings.sparsity)
+        raised = maths.dual(multipliers_M, sparsity_M, settings.sparsity)
         return lower + raised + LOGIT_PENALTY * logits_M.square().mean()
 
     def merge_for(self, inputs: Mapping[str, Tensor], classes_N: Tensor, ways: int) -> nn.Module:

@@ -27,8 +27,8 @@ class Settings:
     for each weight, which takes `experts` times the model's memory."""
     stochastic: bool = False
     """Draw masks at random while training (hard concrete with uniform noise) instead of taking them as they are."""
-    inner_lr: float = 1e-3
-    """Rate of the one step on the support that precedes the query in training, as the released code has it; 0: none."""
+    inner_lr: float = 0.0
+    """Rate of one step on the support before the query in training; 0 takes none, and the released code 1e-3."""
     teacher_steps: int = 1
     """Steps of the dense teacher on the query, from the task's weights; 0 has no teacher."""
     teacher_lr: float = 5e-3
