@@ -30,6 +30,8 @@ SHARES = (50, 75, 35)
 """Per cent of the backbone's parameters; the first one also for what only it is measured for."""
 RATES, ADAPTER_RATES = (3e-5, 1e-4, 3e-4), (1e-3, 3e-3, 1e-2)
 MARGIN = 0.02
+USED = "Used directions of each layer"
+"""The figure of a run that counts them."""
 OURS, SVD, PRUNED, LONGER = "data", "svd", "pruned", "longer"
 ARMS = {
     OURS: "row and column spaces of data",
@@ -57,6 +59,7 @@ class Case:
         shares: Per cents that it is made smaller to.
         targets: What adapters change.
         ranks: Of LoRA; of cores with as many trained numbers, and with a tenth.
+        pixels: Widths of the pictures that latencies are of; 0 is that of the rows.
     """
 
     title: str
@@ -68,18 +71,23 @@ class Case:
     shares: tuple[int, ...] = SHARES
     targets: str = ""
     ranks: tuple[int, int, int] | None = None
+    pixels: tuple[int, ...] = (0,)
+
+    def ways(self) -> list[tuple[int, str]]:
+        """Pixels and precisions that latencies are of."""
+        return [(pixels, precision) for pixels in self.pixels for precision in ("bf16", "fp32")]
 
 
 CASES = {
     "vit": Case(
         "ViT-S/14 on solar cells, 56 pixels", "vit/elpv_linear_probe", "AUROC",
         ("task.image_size=56", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 40,
-        targets="[attention.q,attention.v]", ranks=(8, 78, 24),
+        targets="[attention.q,attention.v]", ranks=(8, 78, 24), pixels=(0, 224),
     ),
     "resnet": Case(
         "ResNet-50 of half width on solar cells, 96 pixels", "resnet/elpv_linear_probe", "AUROC",
         ("task.image_size=96", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 40,
-        targets="[conv]", ranks=(8, 92, 25),
+        targets="[conv]", ranks=(8, 92, 25), pixels=(0, 224),
     ),
     "resnet-emoji": Case(
         "ResNet-50 of half width on emoji, 96 pixels", "resnet/emoji-google_linear_probe", "accuracy",
@@ -140,9 +148,11 @@ class Bench:
         given += ["method.basis=weight"] if arm == SVD else []
         return f"{name}/{arm}/{share}/{rate:g}/{seed}", (smaller.smaller, CASES[name].recipe, given, arm == PRUNED)
 
-    def timed(self, name: str) -> tuple[str, tuple[Any, ...]]:
+    def timed(self, name: str, pixels: int, precision: str) -> tuple[str, tuple[Any, ...]]:
         _, (_, recipe, given, _) = self.arm(name, OURS, SHARES[0], 0)
-        return f"{name}/costs/{self.rate(name):g}", (smaller.timed, recipe, given)
+        size = [f"task.image_size={pixels}"] if pixels else []
+        key = f"{name}/costs {pixels} {precision}/{self.rate(name):g}"
+        return key, (smaller.timed, recipe, [*given, *size, f"training.precision={precision}"])
 
     def adapter(self, name: str, kind: int, rate: float, seed: int) -> tuple[str, tuple[Any, ...]]:
         case = CASES[name]
@@ -193,7 +203,7 @@ def run(bench: Bench, workers: int) -> None:
         do([bench.original(name, rate, 0) for rate in RATES])
         do([bench.original(name, bench.rate(name), seed) for seed in SEEDS])
         do([bench.arm(name, arm, half, seed) for arm in (*ARMS, LONGER) for seed in SEEDS])
-        do([bench.timed(name)])
+        do([bench.timed(name, *way) for way in CASES[name].ways()])
     for name, case in CASES.items():
         do([bench.arm(name, arm, share, seed) for share in case.shares[1:] for seed in SEEDS for arm in ARMS])
     for name in (name for name, case in CASES.items() if case.ranks):
@@ -277,8 +287,22 @@ def used_table(bench: Bench, name: str) -> str:
 
 def _used(bench: Bench, name: str) -> tuple[Any, list[str]]:
     run = bench.store.results[bench.arm(name, OURS, SHARES[0], 0)[0]]
-    figure = next(one for one in run["figures"] if one["title"] == "Used directions of each layer")
+    figure = next(one for one in run["figures"] if one["title"] == USED)
     return figure["y"], figure["names"]
+
+
+def draw(bench: Bench, names: Sequence[str]) -> Path:
+    """A page beside the results, with the used directions of each layer of each model."""
+    from peftcli import reports
+    from peftcli.reports import figures
+
+    places = [bench.store.results[bench.arm(name, OURS, SHARES[0], 0)[0]]["figures"] for name in names]
+    drawn = figures.method([one for found in places for one in found if one["title"] == USED])
+    parts = [f"<h2>{CASES[name].title}</h2>{one.svg}" for name, one in zip(names, drawn, strict=True)]
+    style = (Path(reports.__file__).parent / "page.css").read_text(encoding="utf-8")
+    page = bench.store.path.with_suffix(".html")
+    page.write_text(f"<!doctype html><meta charset=utf-8><style>{style}</style><main>{''.join(parts)}</main>")
+    return page
 
 
 def _range(shares: Sequence[float]) -> str:
@@ -288,22 +312,30 @@ def _range(shares: Sequence[float]) -> str:
 def cost_table(bench: Bench) -> str:
     """A model and a batch a line, at half of the backbone's parameters."""
     lines = []
-    for name, case in CASES.items():
-        key = bench.timed(name)[0] if bench.started(name) else ""
+    there = [
+        (
+            f"{case.title.split(' on ')[0]}, {pixels} pixels" if pixels else case.title,
+            precision,
+            bench.timed(name, pixels, precision)[0],
+        )
+        for name, case in CASES.items()
+        if bench.started(name)
+        for pixels, precision in case.ways()
+    ]
+    for title, precision, key in there:
         if key not in bench.store.results:
             continue
-        found = bench.store.results[key]
-        before, after = found["rows"]
+        before, after = bench.store.results[key]["rows"]
         held = [sum(row["memory"].values()) for row in (before, after)]
         for size, clock in after["latency"].items():
             first = before["latency"][size]["median"]
             lines.append([
-                case.title, size, f"{first:.1f}", f"{clock['median']:.1f}", f"{1 / clock['ratio']:.2f}",
+                title, precision, size, f"{first:.1f}", f"{clock['median']:.1f}", f"{1 / clock['ratio']:.2f}",
                 str(clock["turns"]), f"{before['flops'] / after['flops']:.2f}",
                 f"{held[0] / 1e6:.0f}", f"{held[1] / 1e6:.0f}",
                 f"{before['memory']['weights'] / after['memory']['weights']:.2f}",
             ])  # fmt: skip
-    head = ["", "rows", "original, ms", "half, ms", "times faster", "turns", "times fewer operations"]
+    head = ["", "arithmetic", "rows", "original, ms", "half, ms", "times faster", "turns", "times fewer operations"]
     return table([*head, "original, MB", "half, MB", "times smaller weights"], lines)
 
 
@@ -354,7 +386,8 @@ def report(bench: Bench) -> str:
         short = [f"{arm} at {share}%" for share in case.shares for arm in ARMS if not bench.arms(name, arm, share)]
         missing += [f"{case.title}: {', '.join(short)}"] if short else []
     used = "Directions that hold 99 % of the energy of what goes into a layer (row space), of what it puts out (column"
-    parts.append(f"{used} space), and the fewer of both as a share of its smaller side; mean, and the ends.")
+    where = f"Layer by layer they are drawn in `build/{draw(bench, done).name}`."
+    parts.append(f"{used} space), and the fewer of both as a share of its smaller side; mean, and the ends. {where}")
     for name in done:
         parts += [f"{CASES[name].title}:", used_table(bench, name)]
     about = "Half of the backbone's parameters against the original, in turn in one process: medians; memory is weights"
