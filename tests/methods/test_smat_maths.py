@@ -192,3 +192,12 @@ def test_a_structured_layout_has_an_entry_for_each_input_channel_and_number() ->
     gates = found.gates(torch.arange(25.0))
     assert gates["conv.weight"].flatten().tolist() == list(range(10, 18))
     assert masks.layout(shapes, (), structured=False).masks == shapes
+
+
+def test_sparsity_after_pruning_is_never_short_by_rounding() -> None:
+    counts = torch.tensor([float(147 + 128 * (i % 9)) for i in range(6000)])
+    logits = torch.full((6000, 2), 1.0) + 0.001 * torch.arange(6000)[:, None]
+    found = maths.mask(maths.pruned(logits, counts, 0.9))
+    exact = counts.double()[(found == 0)[:, 0]].sum() / counts.double().sum()
+    assert exact >= 0.9
+    assert maths.sparsity(found, counts)[0].item() == pytest.approx(exact.item(), abs=1e-7)

@@ -49,9 +49,8 @@ def expected_density(logits_KM: Tensor, counts_K: Tensor) -> Tensor:
 
 
 def sparsity(masks_KM: Tensor, counts_K: Tensor) -> Tensor:
-    """Share of each expert's weights whose mask is exactly zero, [M]."""
-    share_K = counts_K.to(masks_KM.dtype) / counts_K.sum()
-    return share_K @ (masks_KM == 0).to(masks_KM.dtype)
+    """Share of each expert's weights whose mask is exactly zero, [M]; counted in float64, as `pruned` counts them."""
+    return (counts_K.double() @ (masks_KM == 0).double() / counts_K.double().sum()).to(masks_KM.dtype)
 
 
 def union_sparsity(masks_KM: Tensor, counts_K: Tensor) -> float:
@@ -118,7 +117,7 @@ def pruned(logits_KM: Tensor, counts_K: Tensor, target: float) -> Tensor:
     for expert_K in found_KM.unbind(1):
         order_K = expert_K.argsort(stable=True)
         before_K = counts_K[order_K].double().cumsum(0) - counts_K[order_K]
-        fall_K = order_K[before_K < target * counts_K.sum()]
+        fall_K = order_K[before_K < target * counts_K.double().sum()]
         expert_K[fall_K] = expert_K[fall_K].clamp_max(SHIFT - TINY)
     return found_KM
 
