@@ -37,6 +37,10 @@ from evidence_smat_runs import (
     FINE_STEPS,
     FIRST,
     KEPT,
+    LIKE,
+    LONG,
+    LONG_META,
+    LONGER,
     META,
     OTHERS,
     OTHERWISE,
@@ -67,6 +71,8 @@ def run(bench: Bench, workers: int) -> None:
     go(meta_trained, bench.seeds(FIRST))
     go(tested, bench.jobs("test", DAMAGED, range(SEEDS)))
     store.run(bench.step_times(), 1, step_times)
+    go(meta_trained, bench.seeds(LIKE))
+    go(tested, bench.jobs("test", LIKE, range(SEEDS)))
     go(meta_trained, bench.grid(OTHERS))
     go(meta_trained, bench.seeds(OTHERS))
     go(tested, bench.jobs("test", OTHERS, range(SEEDS)))
@@ -108,7 +114,8 @@ def main_table(bench: Bench, arms: Sequence[str]) -> str:
     lines = []
     for arm in arms:
         runs = part(bench.runs("test", arm), "clean")
-        rate, ends = bench.rate(arm), (min(rates_of(arm)), max(rates_of(arm)))
+        of_arm = rates_of(LIKE.get(arm, arm))
+        rate, ends = bench.rate(arm), (min(of_arm), max(of_arm))
         lines.append([
             arm, "" if arm == PRE else f"{rate:g}{'*' * (rate in ends)}",
             "" if arm == PRE else str(len(runs)), f"{average(runs, near):.1f}", f"{average(runs, far):.1f}",
@@ -117,6 +124,13 @@ def main_table(bench: Bench, arms: Sequence[str]) -> str:
         ])  # fmt: skip
     head = ["arm", "rate", "seeds", "ID", "OOD", "ID less dense", "OOD less dense", "OOD less pre-trained"]
     return table(head, lines)
+
+
+def long_lines(bench: Bench) -> str:
+    """How the two arms stand to each other after more steps."""
+    ours, dense = (part(bench.runs("test", arm), "clean") for arm in (LONG, LONG_META))
+    said = [f"{kind} {gap(ours, dense, domains)}" for kind, domains in groups(dense[0]).items()]
+    return f"- After {LONGER} times the steps, SMAT less dense meta-tuning: {', '.join(said)}."
 
 
 def domain_table(bench: Bench, arms: Sequence[str]) -> str:
@@ -238,7 +252,10 @@ def report(bench: Bench) -> str:
     arms = [arm for arm in ARMS if bench.runs("test", arm)]
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     about = ABOUT.format(steps=bench.steps, seeds=SEEDS, tasks=bench.tasks, kept=KEPT, rates=rates)
-    parts = [about.strip(), main_table(bench, arms), bars(bench), domain_table(bench, arms)]
+    parts = [about.strip(), main_table(bench, arms), bars(bench)]
+    if all(bench.has("test", arm) for arm in LIKE):
+        parts[-1] += "\n" + long_lines(bench)
+    parts.append(domain_table(bench, arms))
     parts.append(sparsity_table(bench, [arm for arm in arms if arm not in (PRE, META)]))
     missing = [arm for arm in ARMS if not bench.has("test", arm)]
     if all(bench.has("damaged", arm) for arm in DAMAGED):
