@@ -58,6 +58,10 @@ STYLE: Any = {
 }
 
 
+ROW_OF_LABELS = 60
+"""Characters of a legend, with its marks, that fit beside each other."""
+
+
 @dataclass(frozen=True)
 class Drawing:
     """A figure as the page shows it.
@@ -356,8 +360,9 @@ def _chart(figure: Row, slug: str, name: str) -> str:
             axes.grid(visible=False, axis="y")
         axes.set_xlabel(str(labels.get("y" if bars else "x") or ""))
         axes.set_ylabel("" if bars else str(labels.get("y") or ""))
-        if any(named):
-            axes.legend()
+        if any(named):  # above the lines, which may be anywhere; in one row where there is room
+            wide = sum(len(one) + 6 for one in once) > ROW_OF_LABELS
+            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=1 if wide else len(once), columnspacing=1.2)
 
     return draw(paint, slug, name, height=max(2.7, 0.24 * len(x) * bars))
 

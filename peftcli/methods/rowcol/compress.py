@@ -182,12 +182,15 @@ def _figures(things: Sequence[Rebuildable], plan: Plan) -> list[dict[str, Any]]:
     shares = [[one.row for one in used], [one.column for one in used], [one.both for one in used]]
     ranks = [plan.chosen[thing.name] for thing in things]
     left = [thing.parameters(r) / thing.parameters(()) for thing, r in zip(things, ranks, strict=True)]
-    series = ["of its row space", "of its column space", "of both, min over the smaller side"]
+    series = ["row space", "column space", "both"]
     names = [thing.name for thing in things]
     return [
         {
             "title": "Used directions of each layer",
-            "caption": f"Directions that hold {1 - usage.EPS:.0%} of the energy, as a share of all.",
+            "caption": (
+                f"Directions that hold {1 - usage.EPS:.0%} of the energy, as a share of all; both: the fewer of the two, "
+                "as a share of the layer's smaller side."
+            ),
             "x": places,
             "y": shares,
             "labels": {"x": axis, "y": "share of directions", "series": series},
