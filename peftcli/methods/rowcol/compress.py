@@ -188,8 +188,8 @@ def _figures(things: Sequence[Rebuildable], plan: Plan) -> list[dict[str, Any]]:
         {
             "title": "Used directions of each layer",
             "caption": (
-                f"Directions that hold {1 - usage.EPS:.0%} of the energy, as a share of all; both: the fewer of the two, "
-                "as a share of the layer's smaller side."
+                f"Directions that hold {1 - usage.EPS:.0%} of the energy, as a share of all; both: the fewer of "
+                "the two, as a share of the layer's smaller side."
             ),
             "x": places,
             "y": shares,
