@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods.contract import Calibration
+from peftcli.methods.contract import Calibration, shared
 from peftcli.methods.rowcol import budget, convolution, costing, moments
 from peftcli.methods.rowcol.budget import Option
 from peftcli.methods.rowcol.costing import OUTSIDE, Cost
@@ -182,8 +182,11 @@ def sensitivities(model: nn.Module, things: Sequence[Rebuildable], calibration: 
     """What all of each layer is worth: how far the loss moves where half of the ranks go, per share of energy lost."""
 
     def loss() -> float:
-        batches = list(islice(calibration.batches, LOSS_BATCHES))
-        return sum(float(calibration.loss(model, batch)) for batch in batches) / max(1, len(batches))
+        found = [
+            sum(share * float(calibration.loss(model, micro_batch)) for micro_batch, share in shared(batch))
+            for batch in islice(calibration.batches, LOSS_BATCHES)
+        ]
+        return sum(found) / max(1, len(found))
 
     was = model.training
     model.eval()
@@ -218,5 +221,5 @@ def cost_of(
         what = f"method.target.{unit} is measured on calibration rows, and there are none"
         raise UserError(Mistake(what, f"method.target.{unit}", hint="method.target.parameters=50%"))
     if unit == "flops":
-        return costing.Operations(model, family, things, batch)
-    return costing.Latency(model, things, batch)
+        return costing.Operations(model, family, things, batch[0])
+    return costing.Latency(model, things, batch[0])
