@@ -91,8 +91,7 @@ def load(
     shape = _shape(config, folder, from_shape=meta or config.weights == "random")
     former: dict[Any, str] = dict(shape.id2label or {})
     if labels is not None and architecture != "causal-lm":
-        shape.id2label, shape.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
-        shape.problem_type = SEVERAL if several_labels else None
+        _name_classes(shape, labels, several_labels)
     headless = labels == [] and architecture != "causal-lm"
     pictures = architecture == "image-classification"
     words: Any = None if meta else image_reader.find(config, image_size) if pictures else tokenizer(config)
@@ -128,6 +127,11 @@ def load(
     _set_cache(model, None if pictures else words)
     revision = getattr(shape, "_commit_hash", None) or config.revision
     return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder, notes)
+
+
+def _name_classes(shape: PreTrainedConfig, labels: list[str], several: bool) -> None:
+    shape.id2label, shape.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    shape.problem_type = SEVERAL if several else None
 
 
 def _set_cache(model: Any, words: PreTrainedTokenizerBase | None) -> None:
