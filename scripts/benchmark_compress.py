@@ -52,7 +52,7 @@ def measure(model: str, mode: str, side: int = SIDE, overrides: Sequence[str] = 
             f"task.image_size={side}", f"training.max_steps={STEPS}", f"training.batch_size={BATCH}",
             f"training.micro_batch_size={MICRO}", f"training.eval_batch_size={MICRO}", "training.precision=fp32",
             "training.eval_every=end", "launch.device=cpu", "launch.threads=2", f"output={place}/runs",
-            *(["method.target={}"] if mode == "tie" else []), *overrides,
+            *(["~method.target"] if mode == "tie" else []), *overrides,
         ]  # fmt: skip
         made = RunFolder.create(compose(f"{MODELS[model][1]}/imagenet_rowcol-compress", given).config)
         report = run(made.path, quiet=True)

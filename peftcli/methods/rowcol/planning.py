@@ -162,10 +162,11 @@ def plan(things: Sequence[Rebuildable], cost: Cost, share: float, worth: Mapping
     if least > budgeted:
         floor = (cost.held + least) / cost.whole
         what = (
-            f"method.target.{cost.unit}={share:.4g} of the backbone is less than can be had: {cost.said(cost.held)} of "
-            f"{cost.said(cost.whole)} stay as they are, and the smallest ranks of the rest make it {floor:.1%}"
+            f"method.target.{cost.unit} is {100 * share:.4g}% of the backbone, and less than can be had: "
+            f"{cost.said(cost.held)} of {cost.said(cost.whole)} stay as they are, and the smallest ranks of the rest "
+            f"make it {floor:.1%}"
         )
-        hint = f"method.target.{cost.unit} of more than {floor:.1%}; some way above it is of use"
+        hint = f"method.target.{cost.unit} well above {floor:.1%}, where each layer has one direction or few"
         if floor >= 1:
             hint = "another target: no layer of this model is faster in any smaller size here"
         raise UserError(Mistake(what, f"method.target.{cost.unit}", hint=hint))
