@@ -136,7 +136,15 @@ def choose_device(launch: LaunchConfig) -> str:
 def load_base(config: RunConfig, task: Task, device: str) -> loading.LoadedModel:
     """The untouched base, in the type it had in training."""
     chosen = choose(config.training.precision, device)
-    return loading.load(config.model, chosen, task.architecture, task.labels, device=device, image_size=task.image_size)
+    return loading.load(
+        config.model,
+        chosen,
+        task.architecture,
+        task.labels,
+        device=device,
+        image_size=task.image_size,
+        several_labels=task.several_labels,
+    )
 
 
 def _check_labels(lineage: dict[str, Any], config: RunConfig, folder: Path) -> None:

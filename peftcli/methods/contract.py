@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
@@ -40,7 +40,17 @@ class Capabilities:
     """Kinds of layer it adapts: linear, conv2d, ssm."""
 
 
-Loss = Callable[[nn.Module, dict[str, torch.Tensor]], torch.Tensor]
+UNLEARNT = -100
+"""Label of a position that is not learnt."""
+Inputs = dict[str, torch.Tensor]
+Loss = Callable[[nn.Module, Inputs], torch.Tensor]
+
+
+def shared(batch: Sequence[Inputs]) -> Iterator[tuple[Inputs, float]]:
+    """The micro-batches of a batch, each with its share of what the batch has to learn; 1 together."""
+    learnt = [int((one["labels"] != UNLEARNT).sum()) for one in batch] if len(batch) > 1 else [1]
+    for one, count in zip(batch, learnt, strict=True):
+        yield one, count / max(sum(learnt), 1)
 
 
 class Found(Protocol):
@@ -58,14 +68,15 @@ class Calibration:
     """Training rows that a method may look at before it trains; the same in every process.
 
     Attributes:
-        batches: Batches of the first epoch, anew at each iteration, on the model's device.
-        loss: The mean loss of a model on a batch, a scalar.
+        batches: Training batches of the first epoch, anew at each iteration, each cut into micro-batches for memory
+            and on the model's device.
+        loss: The mean loss of a model on a micro-batch, a scalar.
         batches_per_epoch: How many batches the training rows make.
         total_steps: Optimiser steps of the run.
         found: Where what comes of looking at them can be kept; None where there is no run folder.
     """
 
-    batches: Iterable[dict[str, torch.Tensor]]
+    batches: Iterable[Sequence[Inputs]]
     loss: Loss
     batches_per_epoch: int
     total_steps: int

@@ -5,9 +5,9 @@
 Each term is a sum over the positions of the task's loss, so that neither micro-batches nor processes change it: the
 scores and the blocks' outputs y at the positions that are learnt, or for one answer a row those of the whole row. The
 division by |y'|² makes blocks count alike (ours). Scores of temperature T and the factor T² are Hinton et al.'s (arXiv
-1503.02531).
+1503.02531). Where a row may have several labels, each is a choice of its own, and KL the mean over them.
 
-S supervised positions, V words or classes, D width, N positions or rows.
+S supervised positions, V words or classes, K labels, D width, N positions or rows.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from peftcli.methods.contract import Stage
 from peftcli.methods.passes import Pass, Places, first, hooked
 from peftcli.methods.rowcol.settings import Distill
 from peftcli.models.family import Family
+from peftcli.models.loading import SEVERAL
 from peftcli.models.positions import select
 
 CHUNK = 2**20
@@ -61,6 +62,14 @@ def divergence(student_SV: Tensor, teacher_SV: Tensor, temperature: float) -> Te
     return _Divergence.apply(student_SV, teacher_SV, temperature)
 
 
+def label_divergence(student_SK: Tensor, teacher_SK: Tensor, temperature: float) -> Tensor:
+    """The same of labels that may stand together: T² KL of sigmoid(score / T), present or absent, the mean over labels
+    and the sum over positions, as the task's loss is."""
+    # A sigmoid is the softmax of a score beside 0.
+    ours, theirs = (torch.stack([t, torch.zeros_like(t)], -1).flatten(0, 1) for t in (student_SK, teacher_SK))
+    return divergence(ours, theirs, temperature) / student_SK.shape[1]
+
+
 def difference(y_ND: Tensor, target_ND: Tensor) -> Tensor:
     """|y - y'|² / |y'|² of each position or row, summed over them, in fp32 (fp64)."""
     kind = torch.promote_types(y_ND.dtype, torch.float32)
@@ -87,6 +96,8 @@ class Distillation:
     def __init__(self, settings: Distill, teacher: nn.Module, blocks: Sequence[str], scores: bool = True):
         self.settings, self.teacher, self.blocks = settings, teacher.requires_grad_(False).eval(), list(blocks)
         self.weight = settings.weight if scores else 0.0
+        config: Any = teacher.config
+        self._divergence = label_divergence if config.problem_type == SEVERAL else divergence
         self.alone = False
         """Whether each block learns by itself now, from the teacher's inputs to it."""
         self.told: dict[str, float] = {}
@@ -133,7 +144,7 @@ class Distillation:
         found: dict[str, Tensor] = {}
         if self.weight:
             ours, theirs = places.logits(student.logits), places.logits(taught.logits)
-            found["kl"] = divergence(ours, theirs, self.settings.temperature)
+            found["kl"] = self._divergence(ours, theirs, self.settings.temperature)
         if self.settings.features and self.blocks:
             parts = (
                 difference(places.outputs(student.blocks[name][2]), places.outputs(taught.blocks[name][2]))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from peftcli.config.errors import CheckFailed
-from peftcli.methods.contract import Calibration
+from peftcli.methods.contract import Calibration, shared
 from peftcli.models import packed
 
 Weights = Mapping[str, Tensor]
@@ -34,14 +34,15 @@ def watched(model: nn.Module, layers: Mapping[str, Any]) -> Watched:
 def visit(
     model: nn.Module, weights: Watched, calibration: Calibration, batches: int, take: Callable[[str, Tensor], None]
 ) -> tuple[float, int]:
-    """Show the gradient of every weight on every batch, and let go of it at once.
+    """Show the gradient of every weight on every micro-batch, and let go of it at once.
 
     Args:
         model: The untouched base; in evaluation mode meanwhile.
         weights: Which of its parameters, or layers in place of their weights.
         calibration: The rows, and the loss.
         batches: Most batches to look at.
-        take: Called with a name and the gradient of a batch's mean loss, in the parameter's shape and type.
+        take: Called with a name and a gradient in the parameter's shape and type: of a batch's mean loss, or of the
+            part of it that a micro-batch makes; these add up to it.
 
     Returns:
         The mean loss, and the number of batches.
@@ -52,12 +53,14 @@ def visit(
     losses: list[float] = []
     with _watched(model, weights, take), torch.enable_grad():
         for batch in islice(calibration.batches, batches):
-            loss = calibration.loss(model, batch)
-            losses.append(float(loss.detach()))
-            if not isfinite(losses[-1]):
-                what = f"the loss on the calibration rows is {losses[-1]}"
-                raise CheckFailed("non-finite-loss", what, "look at the base model")
-            loss.backward()
+            losses.append(0.0)
+            for micro_batch, share in shared(batch):
+                loss = calibration.loss(model, micro_batch) * share
+                losses[-1] += float(loss.detach())
+                if not isfinite(losses[-1]):
+                    what = f"the loss on the calibration rows is {losses[-1]}"
+                    raise CheckFailed("non-finite-loss", what, "look at the base model")
+                loss.backward()
     if not losses:
         raise CheckFailed("no-trainable-tokens", "there is no batch to look at before training")
     return sum(losses) / len(losses), len(losses)

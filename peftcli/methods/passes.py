@@ -12,10 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from peftcli.methods.contract import UNLEARNT
 from peftcli.models.positions import selected
-
-UNLEARNT = -100
-"""Label of a position that is not learnt."""
 
 
 @dataclass

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import torch
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 Architecture = Literal["causal-lm", "sequence-classification", "image-classification"]
 HEADS = ("score.", "classifier.")
+SEVERAL: Final = "multi_label_classification"
+"""Transformers' name in `config.problem_type` for scores that answer one question each."""
 RANDOM_WEIGHTS_SEED = 0
 RENAMED = frozenset({"rope_theta", "rope_scaling"})
 """Keys of a checkpoint's configuration that Transformers 5 still reads, into `rope_parameters`."""
@@ -63,6 +65,7 @@ def load(
     device: str = "cpu",
     meta: bool = False,
     image_size: int | None = None,
+    several_labels: bool = False,
 ) -> LoadedModel:
     """Load the base model, frozen.
 
@@ -75,6 +78,7 @@ def load(
         device: Where the weights go, straight from the file.
         meta: Build the shapes only: no weights, no tokenizer, and no network where `model.shape` is given.
         image_size: Side of the pictures in pixels, where it is not the checkpoint's own.
+        several_labels: A row may have several of the classes at once.
 
     Raises:
         UserError: The model cannot be found or read, or is not what the recipe says.
@@ -87,7 +91,7 @@ def load(
     shape = _shape(config, folder, from_shape=meta or config.weights == "random")
     former: dict[Any, str] = dict(shape.id2label or {})
     if labels is not None and architecture != "causal-lm":
-        shape.id2label, shape.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+        _name_classes(shape, labels, several_labels)
     headless = labels == [] and architecture != "causal-lm"
     pictures = architecture == "image-classification"
     words: Any = None if meta else image_reader.find(config, image_size) if pictures else tokenizer(config)
@@ -123,6 +127,11 @@ def load(
     _set_cache(model, None if pictures else words)
     revision = getattr(shape, "_commit_hash", None) or config.revision
     return LoadedModel(model, _family(config, shape.model_type), words, config.name, revision, folder, notes)
+
+
+def _name_classes(shape: PreTrainedConfig, labels: list[str], several: bool) -> None:
+    shape.id2label, shape.label2id = dict(enumerate(labels)), {label: i for i, label in enumerate(labels)}
+    shape.problem_type = SEVERAL if several else None
 
 
 def _set_cache(model: Any, words: PreTrainedTokenizerBase | None) -> None:

@@ -123,6 +123,7 @@ class Task(ABC):
         needed: Columns that the templates name, by their roles.
         asked: Those among them that the model reads; the others hold what it learns, and `predict` does without.
         labels: The label set, known after `fit` or set from a saved run; None for tasks without one.
+        several_labels: A row may have several of the labels at once.
         image_size: Side in pixels of the pictures, where the recipe gives one.
         base_answers: The untouched base answers too where nothing is generated: it needs no head.
         unit: What its measurements count: rows, or whole few-shot tasks.
@@ -133,6 +134,7 @@ class Task(ABC):
     """
 
     architecture: Literal["causal-lm", "sequence-classification", "image-classification"] = "causal-lm"
+    several_labels: bool = False
     image_size: int | None = None
     unit: Literal["rows", "tasks"] = "rows"
     workers: int = 0

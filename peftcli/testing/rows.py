@@ -56,7 +56,7 @@ class Row:
         """The base as it was built, the model with the adapter in it, in evaluation mode, and the method."""
         untouched, base, method = self.new_base(dtype), self.new_base(dtype), self.new_method()
         torch.manual_seed(0)
-        calibration = Calibration([base.batch], lambda model, _: base.loss(model), 1, STEPS)
+        calibration = Calibration([[base.batch]], lambda model, _: base.loss(model), 1, STEPS)
         model: Any = method.attach(base.model, base.family, calibration)
         for stage in method.stages(STEPS)[-1:]:
             if stage.start:

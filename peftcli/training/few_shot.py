@@ -160,7 +160,7 @@ def finetuned(model: Any, support: Support, then: Then) -> nn.Module:
         return F.cross_entropy(episodes.scores(asked_ND, means_CD), support.classes_N)
 
     model.requires_grad_(False)
-    calibration = Calibration([support.inputs], loss_on, 1, then.steps)
+    calibration = Calibration([[support.inputs]], loss_on, 1, then.steps)
     tuned = method.attach(model, families.find(model.config.model_type), calibration).eval()
     config = OptimConfig(lr=then.lr, schedule="constant", warmup_share=0.0)
     done = 0

@@ -215,6 +215,7 @@ def load_model(config: RunConfig, material: Material, accelerator: Accelerator) 
         material.task.labels,
         device=str(place(config, accelerator)),
         image_size=material.task.image_size,
+        several_labels=material.task.several_labels,
     )
 
 
@@ -283,15 +284,14 @@ def attach(
 
 @dataclass(frozen=True)
 class _Batches:
-    """The training batches of the first epoch, from the start at each iteration."""
+    """The training batches of the first epoch as micro-batches, from the start at each iteration."""
 
     feed: AnyFeed
     device: torch.device
 
-    def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
+    def __iter__(self) -> Iterator[list[dict[str, torch.Tensor]]]:
         for position in range(self.feed.steps_per_epoch):
-            for batch in self.feed.whole(position):
-                yield {k: v.to(self.device) for k, v in batch.items()}
+            yield [{k: v.to(self.device) for k, v in batch.items()} for batch in self.feed.whole(position)]
 
 
 def _mean_loss(task: Task, chosen: str, device: torch.device) -> Loss:

@@ -11,9 +11,10 @@ from torch import nn
 from torch.nn import functional
 
 from peftcli.config.errors import UserError
-from peftcli.methods.distillation import Distillation, blocks_of, difference, divergence
+from peftcli.methods.distillation import Distillation, blocks_of, difference, divergence, label_divergence
 from peftcli.methods.rowcol.settings import Distill, Settings
 from peftcli.methods.rowcol.tuner import Method
+from peftcli.models.loading import SEVERAL
 from peftcli.models.positions import select
 from peftcli.testing import tiny
 from peftcli.testing.rows import nudge
@@ -63,6 +64,36 @@ def test_the_divergence_and_its_gradient(temperature):
     assert torch.autograd.gradcheck(lambda t: divergence(t, theirs, temperature), ours)
     assert divergence(theirs, theirs, temperature) == 0
     assert divergence(ours[:0], theirs[:0], temperature) == 0
+
+
+def by_label(ours: torch.Tensor, theirs: torch.Tensor, T: float) -> torch.Tensor:
+    """KL of present or absent, label by label, as it is written in books."""
+    p, q = torch.sigmoid(theirs / T), torch.sigmoid(ours / T)
+    return T**2 * (p * (p / q).log() + (1 - p) * ((1 - p) / (1 - q)).log()).mean(1).sum()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_labels_that_may_stand_together(temperature):
+    ours, theirs = drawn(5, 7).requires_grad_(True), drawn(5, 7, seed=1)
+    found = label_divergence(ours, theirs, temperature)
+    torch.testing.assert_close(found, by_label(ours, theirs, temperature), **SHARP)
+    gradients = [torch.autograd.grad(loss, ours)[0] for loss in (found, by_label(ours, theirs, temperature))]
+    torch.testing.assert_close(*gradients, **SHARP)
+    assert label_divergence(theirs, theirs, temperature) == 0
+    assert label_divergence(ours[:0], theirs[:0], temperature) == 0
+    # All scores moved by as much are the same classes, and other labels.
+    assert divergence(theirs + 3, theirs, temperature).abs() < 1e-12 < label_divergence(theirs + 3, theirs, temperature)
+    assert label_divergence(torch.full((1, 2), 1e4), torch.full((1, 2), -1e4), temperature).isfinite()
+
+
+def test_several_labels_are_compared_one_by_one():
+    made = tiny.vit()
+    made.model.config.problem_type = SEVERAL
+    base, model, found, batch = taught(lambda: made, weight=0.25, temperature=3.0, features=0.0)
+    batch["labels"] = torch.ones_like(batch["labels"])
+    ours, theirs = model(**base.batch).logits, base.model(**base.batch).logits
+    loss = found.loss(model, batch, torch.zeros(()))
+    torch.testing.assert_close(loss, 0.25 * by_label(ours, theirs, 3.0), **SHARP)
 
 
 def test_scores_that_the_tasks_loss_uses_up():

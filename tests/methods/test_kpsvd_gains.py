@@ -29,7 +29,7 @@ V_PROJ = "model.layers.1.self_attn.v_proj"
 
 def rows_of(base: Any, batches: int = 1) -> Calibration:
     """The base's own batch, over and over."""
-    return Calibration([base.batch] * batches, lambda model, _: base.loss(model), batches, 3)
+    return Calibration([[base.batch]] * batches, lambda model, _: base.loss(model), batches, 3)
 
 
 def layers(model: Any) -> dict[str, KpsvdLayer]:
@@ -117,7 +117,7 @@ def planted(base: Any, places: tuple[int, ...], size: float = 1e-3) -> Calibrati
     def loss(model: Any, _: dict[str, torch.Tensor]) -> torch.Tensor:
         return 1 - (model.get_submodule(V_PROJ).weight * wanted).sum()
 
-    return Calibration([base.batch], loss, 1, 3)
+    return Calibration([[base.batch]], loss, 1, 3)
 
 
 @pytest.mark.parametrize("mode", ["residual", "delta"])
@@ -163,10 +163,26 @@ def test_looking_leaves_no_trace():
     assert torch.equal(untouched.outputs(base.model.eval()), untouched.outputs(untouched.model))
 
 
+def test_unequal_micro_batches_make_the_batchs_gradient():
+    base = Row("kpsvd", {}).new_base()
+    labels = base.batch["input_ids"].clone()
+    labels[0, :3] = -100
+    whole = {"input_ids": base.batch["input_ids"], "labels": labels}
+    rows = [{name: value[at : at + 1] for name, value in whole.items()} for at in range(len(labels))]
+    weights = {V_PROJ: base.model.get_submodule(V_PROJ).weight}
+
+    def loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+        logits = model(input_ids=batch["input_ids"]).logits.flatten(0, 1)
+        return torch.nn.functional.cross_entropy(logits, batch["labels"].flatten())
+
+    found = [gradients.mean(base.model, weights, Calibration([b, b, b], loss, 3, 3), 2) for b in ([whole], rows)]
+    torch.testing.assert_close(*(gradient[V_PROJ] for gradient in found))
+
+
 def test_rows_without_a_finite_loss_or_without_a_batch_are_named():
     row = Row("kpsvd", {"rank": "auto"})
     base = row.new_base()
-    broken = Calibration([base.batch], lambda model, _: base.loss(model) * float("nan"), 1, 3)
+    broken = Calibration([[base.batch]], lambda model, _: base.loss(model) * float("nan"), 1, 3)
     with pytest.raises(CheckFailed, match="non-finite-loss"):
         row.new_method().attach(base.model, base.family, broken)
     with pytest.raises(CheckFailed, match="no batch to look at"):

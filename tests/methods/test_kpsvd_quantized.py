@@ -50,7 +50,7 @@ def loss(model: Any, batch: dict[str, torch.Tensor] | None = None) -> torch.Tens
     return model(input_ids=IDS, labels=IDS).loss
 
 
-CALIBRATION = Calibration([{"input_ids": IDS}] * 2, loss, 2, 3)
+CALIBRATION = Calibration([[{"input_ids": IDS}]] * 2, loss, 2, 3)
 
 
 def attach(loaded: Any, name: str = "kpsvd", **settings: Any) -> tuple[Any, Any]:

@@ -24,7 +24,7 @@ from peftcli.testing.rows import nudge, trained
 
 
 def calibration(base: tiny.Base, batches: int = 1) -> Calibration:
-    return Calibration([base.batch] * batches, lambda model, _: base.loss(model), batches, 3)
+    return Calibration([[base.batch]] * batches, lambda model, _: base.loss(model), batches, 3)
 
 
 def attached(base: tiny.Base, **settings):
@@ -95,7 +95,7 @@ def test_moments_come_in_several_passes_where_memory_is_short(monkeypatch):
     base, seen = tiny.resnet(), []
     names = [n for n, m in base.model.named_modules() if isinstance(m, nn.Conv2d)]
     convolutions = {name: base.model.get_submodule(name) for name in names}
-    counted = Calibration([base.batch], lambda model, _: seen.append(1) or base.loss(model), 1, 3)
+    counted = Calibration([[base.batch]], lambda model, _: seen.append(1) or base.loss(model), 1, 3)
     whole = dict(moments.visit(base.model, convolutions, counted, 1))
     assert len(seen) == 1
     monkeypatch.setattr(moments, "TOGETHER", 30_000)
@@ -243,7 +243,7 @@ class Grouped(nn.Module):
 def test_grouped_convolutions_are_left_out_and_listed():
     torch.manual_seed(0)
     x = torch.randn(2, 3, 6, 6)
-    rows = Calibration([{"x": x}], lambda model, batch: model(**batch).sum(), 1, 1)
+    rows = Calibration([[{"x": x}]], lambda model, batch: model(**batch).sum(), 1, 1)
     method = Method(Settings(rank=2, targets=[".*"]))
     with pytest.raises(UserError, match=r"adapts none of the targets.*depthwise: each channel has its own filter"):
         Method(Settings(targets=["depthwise", "grouped"])).attach(Grouped(), Family("none", ()), rows)

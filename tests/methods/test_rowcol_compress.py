@@ -44,7 +44,7 @@ def looked(layer: nn.Module, x: torch.Tensor | None):
     kind = Window if isinstance(layer, nn.Conv2d) and layer.kernel_size != (1, 1) else Matrix
     thing, moment = kind("layer", layer), None
     if x is not None:
-        calibration = Calibration([{"x": x}], lambda m, batch: m(**batch), 1, 1)
+        calibration = Calibration([[{"x": x}]], lambda m, batch: m(**batch), 1, 1)
         [(_, moment)] = moments.visit(model, {"layer": layer}, calibration, 1)
     thing.look(moment)
     return thing, moment
@@ -146,7 +146,7 @@ def test_channels_that_carry_nothing_go_from_tucker():
 
 def attach(base, found=None, calibration=True, **settings):
     method = Method(Settings(mode="compress", **{"target": {"parameters": "60%"}, **settings}))
-    rows = Calibration([base.batch], lambda model, _: base.loss(model), 1, 1, found)
+    rows = Calibration([[base.batch]], lambda model, _: base.loss(model), 1, 1, found)
     return method, method.attach(base.model, base.family, rows if calibration else None)
 
 
@@ -207,7 +207,7 @@ def test_heads_are_cut_in_pairs_as_one_function():
     for one in (module.q_proj, module.k_proj, module.v_proj, module.o_proj):
         nn.init.normal_(one.bias, generator=torch.Generator().manual_seed(one.weight.numel()))
     thing = Heads(name, module)
-    rows = Calibration([base.batch], lambda model, _: base.loss(model), 1, 1)
+    rows = Calibration([[base.batch]], lambda model, _: base.loss(model), 1, 1)
     [(_, moment)] = moments.visit(base.model, {thing.source: thing.layer}, rows, 1)
     thing.look(moment)
     padded = copy.deepcopy(base.model)

@@ -17,6 +17,7 @@ from peftcli.models.family import Family
 from peftcli.testing import tiny
 from peftcli.testing.contract import MethodContract
 from peftcli.testing.rows import Row
+from peftcli.training import costs
 
 PICTURES = "image-classification"
 TIE = {"mode": "tie"}
@@ -101,6 +102,23 @@ def test_the_papers_identity_in_float64():
     for name, to in uses.items():
         both = untied.get_submodule(to).weight.grad + untied.get_submodule(name).weight.grad.T
         torch.testing.assert_close(model.get_submodule(to).weight.grad, both, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize("base", [tiny.vit, tiny.resnet, tiny.llama])
+def test_tying_saves_parameters_and_no_operation(base, monkeypatch):
+    monkeypatch.setattr(costs, "SECONDS", 0.05)
+    made, untouched = base(torch.float32), base(torch.float32).model
+    method, model = attached(made)
+    method.finish(model)
+    before = made.outputs(model.eval())
+    found = costs.measure(model, method.forms(model), costs.batches_of(made.batch), "fp32", torch.device("cpu"))
+    assert torch.equal(made.outputs(model), before)
+    original, tied = found["rows"]
+    assert (original["form"], tied["form"]) == ("original", "tied")
+    assert original["parameters"] == sum(p.numel() for p in untouched.parameters())
+    assert tied["parameters"] == sum(p.numel() for p in model.parameters()) < original["parameters"]
+    assert tied["memory"]["weights"] < original["memory"]["weights"]
+    assert tied["flops"] == original["flops"]
 
 
 def test_a_diagonal_brings_a_pretrained_model_nearer_to_itself():

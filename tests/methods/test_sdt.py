@@ -44,7 +44,7 @@ def warmed(**settings: Any) -> tuple[Base, Any, Method]:
     """An adapted model at the start of its warm-up."""
     row = Row("sdt", {"selector": "magnitude", "warmup": 1, **settings}, base=tiny.mamba)
     base, method = row.new_base(), row.new_method()
-    model = method.attach(base.model, base.family, Calibration([base.batch], lambda m, _: base.loss(m), 9, 9))
+    model = method.attach(base.model, base.family, Calibration([[base.batch]], lambda m, _: base.loss(m), 9, 9))
     return row.new_base(), model, method
 
 
@@ -317,7 +317,7 @@ def test_taylor_selects_the_channels_that_matter_on_the_calibration_rows() -> No
         seen.append(len(batch["input_ids"]))
         return base.loss(model)
 
-    model = method.attach(base.model, base.family, Calibration([base.batch] * 30, loss, 30, 60))
+    model = method.attach(base.model, base.family, Calibration([[base.batch]] * 30, loss, 30, 60))
     assert channels_of(model) == [[7, 50], [7, 50]]
     assert len(seen) == 3  # a twentieth of the run's steps
     assert all(p.grad is None for p in model.parameters())
@@ -329,7 +329,7 @@ def test_the_same_seed_chooses_the_same_and_chance_another() -> None:
         row = Row("sdt", {"selector": selector, "channels": 8}, base=tiny.mamba)
         base, method = row.new_base(), row.new_method()
         torch.manual_seed(seed)
-        calibration = Calibration([base.batch], lambda model, _: base.loss(model), 1, 3)
+        calibration = Calibration([[base.batch]], lambda model, _: base.loss(model), 1, 3)
         return channels_of(method.attach(base.model, base.family, calibration))
 
     assert chosen("taylor", 0) == chosen("taylor", 1)

@@ -39,7 +39,7 @@ def attach(
     row = Row("sparse_adapter", {**PLAIN, **settings}, base=base, architecture=architecture, dtype=torch.float32)
     made, method = row.new_base(), row.new_method()
     torch.manual_seed(0)
-    model = method.attach(made.model, made.family, Calibration([made.batch], lambda m, _: made.loss(m), 1, 20))
+    model = method.attach(made.model, made.family, Calibration([[made.batch]], lambda m, _: made.loss(m), 1, 20))
     return made, model, method
 
 

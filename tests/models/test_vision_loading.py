@@ -157,6 +157,15 @@ def test_batch_norm_neither_moves_nor_looks_at_the_batch(tmp_path) -> None:
     assert all(isinstance(m, nn.BatchNorm2d) for n, m in model.named_modules() if n.endswith("normalization"))
 
 
+def test_a_config_says_whether_labels_may_stand_together(tmp_path) -> None:
+    config = ModelConfig(name=str(pictures.make_checkpoint(tmp_path / "old")), source="folder")
+    several = loading.load(config, "fp32", "image-classification", LABELS, several_labels=True).model
+    assert several.config.problem_type == loading.SEVERAL
+    several.save_pretrained(tmp_path / "new")
+    assert json.loads((tmp_path / "new" / "config.json").read_text())["problem_type"] == loading.SEVERAL
+    assert load(tmp_path / "new").model.config.problem_type is None
+
+
 def test_batch_norm_is_exact_in_a_model_of_sixteen_bits(tmp_path) -> None:
     folder = pictures.make_checkpoint(tmp_path, "resnet")
     whole = load(folder).model.state_dict()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shutil
 from pathlib import Path
 
@@ -14,7 +15,8 @@ from peftcli.artifacts.remeasure import remeasure
 from peftcli.artifacts.tuned import open_tuned
 from peftcli.config.errors import UserError
 from peftcli.methods.lora.settings import Settings as Lora
-from peftcli.methods.rowcol.settings import Settings
+from peftcli.methods.rowcol.settings import Distill, Settings
+from peftcli.models.loading import SEVERAL
 from peftcli.training import costs
 from peftcli.training.run import run
 from tests import pictures
@@ -38,12 +40,12 @@ def brief(monkeypatch):
 
 @pytest.fixture
 def make(places, tmp_path):
-    def of(kind: str = "vit", base: Path | None = None, method=None, training=None, lr=3e-3, **settings):
+    def of(kind: str = "vit", base: Path | None = None, method=None, training=None, lr=3e-3, task=None, **settings):
         settings = {"mode": "compress", "target": {"parameters": "60%"}, **settings}
         files = {"train": places["train"], "test": places["test"]}
         return pictures.make_run(
             base or places[kind], files, tmp_path / "runs", method=method or Settings(**settings),
-            optim={"lr": lr}, training=training or {},
+            optim={"lr": lr}, training=training or {}, task=task or {},
         )  # fmt: skip
 
     return of
@@ -83,6 +85,21 @@ def test_what_was_found_before_the_first_step_holds_when_it_is_resumed(make):
     assert same(weights(folder), first)
 
 
+@pytest.mark.parametrize(
+    ("steps", "settings"), [(0, {"worth": "sensitivity"}), (1, {"mode": "adapter", "target": {}, "rank": 4})], ids=str
+)
+def test_micro_batches_do_not_change_what_is_looked_at(make, steps, settings):
+    found = []
+    for micro in (None, 4):  # of batches of 6
+        folder = make(training={"max_steps": steps, "micro_batch_size": micro}, calibration_batches=2, **settings)
+        run(folder.path, quiet=True)
+        [file] = [*folder.path.glob("model/*.safetensors"), *folder.path.glob("adapter/*.safetensors")]
+        found.append(load_file(file))
+    assert found[0].keys() == found[1].keys()
+    for name, tensor in found[0].items():
+        torch.testing.assert_close(tensor.abs(), found[1][name].abs(), atol=1e-3, rtol=1e-3)
+
+
 @pytest.mark.parametrize("kind", ["vit", "resnet"])
 def test_no_step_is_compression_alone(make, kind):
     folder = make(kind, training={"max_steps": 0})
@@ -116,6 +133,17 @@ def test_an_adapter_goes_on_top_of_a_compressed_model(make, kind, tmp_path):
     tuned = open_tuned(second.path)
     assert not any(remeasure(tuned, [])["difference"].values())
     assert export(second.path, tmp_path / "merged")["reload"]["agreement"] == 1
+
+
+def test_several_labels_are_learnt_from_the_original_one_by_one(make):
+    several = {"multilabel": True, "best_metric": "loss"}
+    first = make(task=several, training={"max_steps": 2})
+    run(first.path, quiet=True)
+    second = make(base=first.model, task=several, training={"max_steps": 2}, distill=Distill(features=0.0))
+    run(second.path, quiet=True)
+    assert open_tuned(second.path).model.config.problem_type == SEVERAL
+    step = next(row for row in second.metrics() if row.get("distil_kl") is not None)
+    assert 0 < step["distil_kl"] < 2.0**2 * math.log(2)
 
 
 @pytest.mark.slow

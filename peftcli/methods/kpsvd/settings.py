@@ -50,7 +50,8 @@ class Settings:
     """With rank=auto and neither `energy` nor `budget`: how much higher the loss is predicted to be than with all
     candidates trained, as a share of the decrease that is predicted with these."""
     calibration_batches: int = 8
-    """Training batches whose gradient makes this prediction, or is the source."""
+    """Training batches of `training.batch_size` rows whose gradient makes this prediction, or is the source; they go
+    through the model as micro-batches."""
     iterations: int = 12
     """Steps of the block Krylov method that finds the terms; more come closer to the exact ones."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"

@@ -1,7 +1,7 @@
 """Second moments of what goes into layers, C = E[x xᵀ], summed over calibration batches in float64.
 
 Padding counts for nothing. Of a batch with very many positions, as early convolutions have them, evenly spaced ones are
-looked at.
+looked at, as many however it is cut into micro-batches.
 
 Letters: B rows, L positions, I inputs (of a convolution its channels times its window), N positions that are looked at.
 """
@@ -96,34 +96,44 @@ def _portions(sizes: Mapping[str, int]) -> Iterator[list[str]]:
         yield names
 
 
+@dataclass
+class _Now:
+    """The micro-batch that goes through the model: its padding, and positions that are looked at in a layer at most."""
+
+    mask_BL: Tensor | None = None
+    most: int = POSITIONS
+
+
 @torch.no_grad()
 def _pass(
     model: nn.Module, layers: Mapping[str, nn.Module], calibration: Calibration, batches: int
 ) -> dict[str, Moment]:
     found: dict[str, Moment] = {}
-    mask: dict[str, Tensor | None] = {}
+    now = _Now()
     training, count = model.training, 0
     with ExitStack() as hooks:
         for name, layer in layers.items():
             size, device = width(layer), maths.place(next(layer.parameters()).device)
             made: dict[str, Any] = {"dtype": torch.float64, "device": device}
             found[name] = Moment(torch.zeros(size, size, **made), torch.zeros(size, **made))
-            hooks.callback(layer.register_forward_pre_hook(_adder(layer, found[name], mask)).remove)
+            hooks.callback(layer.register_forward_pre_hook(_adder(layer, found[name], now)).remove)
         hooks.callback(model.train, training)
         model.eval()
         for batch in islice(calibration.batches, batches):
-            mask["now"] = batch.get("attention_mask")
-            calibration.loss(model, batch)
             count += 1
+            now.most = max(1, POSITIONS // len(batch))
+            for micro_batch in batch:
+                now.mask_BL = micro_batch.get("attention_mask")
+                calibration.loss(model, micro_batch)
     if not count:
         raise CheckFailed("no-trainable-tokens", "there is no batch to look at before training")
     return found
 
 
-def _adder(layer: Any, moment: Moment, mask: dict[str, Tensor | None]) -> Callable[[Any, tuple[Tensor, ...]], None]:
+def _adder(layer: Any, moment: Moment, now: _Now) -> Callable[[Any, tuple[Tensor, ...]], None]:
     def add(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x_NI = _positions(inputs[0], layer, mask["now"])
-        step = -(-len(x_NI) // POSITIONS) or 1
+        x_NI = _positions(inputs[0], layer, now.mask_BL)
+        step = -(-len(x_NI) // now.most) or 1
         x_NI = maths.wide(x_NI[::step])
         moment.sum.addmm_(x_NI.mT, x_NI)
         moment.first += x_NI.sum(0)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
-from peftcli.methods.contract import Calibration
+from peftcli.methods.contract import Calibration, shared
 from peftcli.methods.rowcol import budget, convolution, costing, moments
 from peftcli.methods.rowcol.budget import Option
 from peftcli.methods.rowcol.costing import OUTSIDE, Cost
@@ -162,10 +162,11 @@ def plan(things: Sequence[Rebuildable], cost: Cost, share: float, worth: Mapping
     if least > budgeted:
         floor = (cost.held + least) / cost.whole
         what = (
-            f"method.target.{cost.unit}={share:.4g} of the backbone is less than can be had: {cost.said(cost.held)} of "
-            f"{cost.said(cost.whole)} stay as they are, and the smallest ranks of the rest make it {floor:.1%}"
+            f"method.target.{cost.unit} is {100 * share:.4g}% of the backbone, and less than can be had: "
+            f"{cost.said(cost.held)} of {cost.said(cost.whole)} stay as they are, and the smallest ranks of the rest "
+            f"make it {floor:.1%}"
         )
-        hint = f"method.target.{cost.unit} of more than {floor:.1%}; some way above it is of use"
+        hint = f"method.target.{cost.unit} well above {floor:.1%}, where each layer has one direction or few"
         if floor >= 1:
             hint = "another target: no layer of this model is faster in any smaller size here"
         raise UserError(Mistake(what, f"method.target.{cost.unit}", hint=hint))
@@ -182,8 +183,11 @@ def sensitivities(model: nn.Module, things: Sequence[Rebuildable], calibration: 
     """What all of each layer is worth: how far the loss moves where half of the ranks go, per share of energy lost."""
 
     def loss() -> float:
-        batches = list(islice(calibration.batches, LOSS_BATCHES))
-        return sum(float(calibration.loss(model, batch)) for batch in batches) / max(1, len(batches))
+        found = [
+            sum(share * float(calibration.loss(model, micro_batch)) for micro_batch, share in shared(batch))
+            for batch in islice(calibration.batches, LOSS_BATCHES)
+        ]
+        return sum(found) / max(1, len(found))
 
     was = model.training
     model.eval()
@@ -218,5 +222,5 @@ def cost_of(
         what = f"method.target.{unit} is measured on calibration rows, and there are none"
         raise UserError(Mistake(what, f"method.target.{unit}", hint="method.target.parameters=50%"))
     if unit == "flops":
-        return costing.Operations(model, family, things, batch)
-    return costing.Latency(model, things, batch)
+        return costing.Operations(model, family, things, batch[0])
+    return costing.Latency(model, things, batch[0])

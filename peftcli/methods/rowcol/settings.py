@@ -61,7 +61,8 @@ class Settings:
     max_rank: int = 64
     """Most directions of a module with rank=auto."""
     calibration_batches: int = 8
-    """Training batches (as they are cut for memory: micro-batches) that are looked at for bases and ranks."""
+    """Training batches of `training.batch_size` rows that are looked at for bases and ranks; they go through the model
+    as micro-batches."""
     save_dtype: Literal["float32", "bfloat16"] = "float32"
     """Type of the saved bases; cores are float32. With bfloat16 the bases are such numbers from the start."""
     layout: Literal["base", "halvit"] = "base"

@@ -14,7 +14,7 @@ from torch import nn
 
 from peftcli.config.errors import Mistake, UserError
 from peftcli.methods import distillation, whole
-from peftcli.methods.contract import Calibration
+from peftcli.methods.contract import Calibration, Form
 from peftcli.methods.rowcol import pairs
 from peftcli.methods.rowcol.pairs import Group
 from peftcli.methods.rowcol.settings import Settings
@@ -34,6 +34,8 @@ class Tie(distillation.Distilled):
     def __init__(self, settings: Settings):
         super().__init__(settings)
         self._errors: dict[str, float] = {}
+        self._untied: dict[str, nn.Module] = {}
+        """The original's layers in the places of those that share a matrix."""
 
     def attach(self, model: nn.Module, family: Family, calibration: Calibration | None = None) -> nn.Module:
         """See the contract.
@@ -48,7 +50,7 @@ class Tie(distillation.Distilled):
             # Their blocks take more channels than the base's, and one more layer stands before them.
             blocks = [name for name in blocks if not name.startswith(tuple(f"{stage}." for stage in stages))] + stages
         else:
-            model = self._converted(model, family)
+            model = self._converted(model, family, teacher)
         whole.release(model, family)
         self.taught_by(model, teacher, blocks)
         return model
@@ -71,9 +73,10 @@ class Tie(distillation.Distilled):
         self.notes.append("method.layout=halvit takes the base's shape alone: every weight is drawn anew")
         return new, tied
 
-    def _converted(self, model: Any, family: Family) -> nn.Module:
+    def _converted(self, model: Any, family: Family, teacher: nn.Module) -> nn.Module:
         groups, left_out = pairs.find(model, family, self.settings.targets)
         old = {name: model.get_submodule(name) for group in groups for name in group.names}
+        self._untied = {name: teacher.get_submodule(name) for name in old}
         real = not next(iter(old.values())).weight.is_meta
         fillings = [pairs.fill(model, group, self.settings.diagonal) for group in groups] if real else []
         parts = {
@@ -105,6 +108,14 @@ class Tie(distillation.Distilled):
             self.notes.append(said)
         if left_out:
             self.notes.append("not tied: " + "; ".join(f"{name}: {why}" for name, why in left_out.items()))
+
+    def forms(self, model: nn.Module) -> list[Form]:
+        """With the original's layers in the places of those that share a matrix; as it is. None of the paper's layout,
+        in which other layers stand around them."""
+        if not self._untied:
+            return []
+        # In the type of what was made of them, so that bytes and times compare.
+        return [Form("original", {name: layer.float() for name, layer in self._untied.items()}), Form("tied", {})]
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """How far the tied maps were from each other."""

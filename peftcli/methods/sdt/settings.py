@@ -25,7 +25,8 @@ class Settings:
     warmup: int | float = 0.05
     """Steps before magnitude or abar selects: a count (paper: 500), or a share of all steps, at most an epoch."""
     calibration_batches: int = 8
-    """Batches (or micro-batches) whose gradients rank channels, for taylor and pruned; at most 1/20 of the steps."""
+    """Training batches of `training.batch_size` rows whose gradients rank channels, for taylor and pruned; at most 1/20
+    of the steps. Sizes of gradients are added, each micro-batch's apart."""
     r: int = 8
     """Rank of LoRA."""
     alpha: float = 8.0

@@ -46,6 +46,7 @@ class ImagesTask(Task):
         super().__init__(config, seed)
         self.needed, self.asked = [places.COLUMN, "label"], [places.COLUMN]
         self.image_size, self.workers = config.image_size, workers()
+        self.several_labels = config.multilabel
         self.best_metric = check_metric(config.best_metric, metrics.MULTI if config.multilabel else metrics.SINGLE)
         self.higher_is_better = config.best_metric not in metrics.LOWER_IS_BETTER
         self.augment = augment.parse(config.augment)
