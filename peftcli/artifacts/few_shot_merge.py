@@ -28,6 +28,7 @@ from peftcli.artifacts.tuned import Tuned, open_tuned
 from peftcli.config.errors import CheckFailed
 from peftcli.config.schema import ImageConfig
 from peftcli.methods import episodes
+from peftcli.models import features
 from peftcli.models.precision import DTYPES
 from peftcli.tasks.episodes.support import Support
 
@@ -121,6 +122,21 @@ def of_task(tuned: Tuned, support: Path) -> tuple[Any, Seen, list[str]]:
     return model, Seen(shown, features_ND, scores_NC, base_NC, means_CD, linear, tolerance), notes
 
 
+def prototypes(folder: Path, classes: int) -> Tensor:
+    """The prototypes beside the model of a task of texts [C, D].
+
+    Raises:
+        CheckFailed: `adapter-keys`: they are missing or damaged, or of another number of classes.
+    """
+    path = folder / PROTOTYPES
+    there = path.is_file() and KEY in adapter.tensor_names(path)
+    means_CD = load_file(path)[KEY] if there else torch.empty(0)
+    if len(means_CD) != classes:
+        what = f"{path} does not hold a prototype of each of {classes} classes"
+        raise CheckFailed("adapter-keys", what, "merge it again: peft merge RUN --support FILE --to DIR")
+    return means_CD
+
+
 def as_pictures(tuned: Tuned) -> dict[str, Any]:
     """What the lineage calls the task of a model with a linear head: classes of pictures like any others."""
     return asdict(ImageConfig(image_size=tuned.task.image_size))
@@ -164,18 +180,18 @@ def _reference(tuned: Tuned, support: Support) -> tuple[Tensor, Tensor, Tensor]:
     """Features [N, D] and scores [N, C] of the support by the run's own model, and scores by its base."""
     given = (support.inputs, support.classes_N, support.ways)
 
-    def features() -> Tensor:
+    def seen() -> Tensor:
         return episodes.in_parts(lambda part: episodes.wide(tuned.model(**part).logits), support.inputs)
 
     def scored(features_ND: Tensor) -> Tensor:
         return episodes.scores(features_ND, episodes.prototypes(features_ND, support.classes_N, support.ways))
 
     with episodes.adapted(tuned.model, *given):
-        own_ND = features()
+        own_ND = seen()
     if not isinstance(tuned.model, PeftModel):
         return own_ND, scored(own_ND), scored(own_ND)
     with tuned.model.disable_adapter():
-        return own_ND, scored(own_ND), scored(features())
+        return own_ND, scored(own_ND), scored(seen())
 
 
 @dataclass
@@ -204,9 +220,7 @@ class Seen:
     def _logits(self, model: Any) -> Tensor:
         if self.linear:
             return episodes.in_parts(lambda part: model(**part).logits.float(), self.support.inputs)
-        mask_NL1 = self.support.inputs["attention_mask"][..., None].float()
-        hidden_NLD = model(**self.support.inputs).last_hidden_state.float()
-        return episodes.scores((hidden_NLD * mask_NL1).sum(1) / mask_NL1.sum(1), self.means_CD)
+        return episodes.scores(features.Headless(model)(**self.support.inputs).logits, self.means_CD)
 
     def check(self, model: Any, what: str) -> Drift:
         """How far the scores are from the unmerged ones'.

@@ -253,6 +253,8 @@ def test_labels_that_the_support_lacks_are_named(peft, place, finished, tmp_path
 def test_runs_and_options_that_do_not_go_together(peft, place, finished, trained, tmp_path) -> None:
     run, support = finished("vit", "smat"), place / "support"
     assert_said(peft("predict", run, "--input", place / "new"), 2, "needs examples of each class", "--support FOLDER")
+    whole = finished("vit", "full") / "model"
+    assert_said(peft("predict", whole, "--input", place / "new"), 2, "knows no classes", "--support FOLDER")
     assert_said(peft("predict", run, "--input", place / "new", "--explain"), 2, "--explain goes with --support")
     assert_said(peft("merge", run, "--to", tmp_path / "to"), 2, "--support FOLDER")
     assert_said(peft("merge", run, "--to", tmp_path / "to", "--onnx"), 2, "no graph of it alone", "--support FOLDER")
@@ -304,7 +306,12 @@ def test_texts_by_a_file_of_examples(peft, text_run, tmp_path) -> None:
     assert_said(peft("merge", text_run, "--support", support, "--to", to), 0, "prototypes beside it", "2 classes")
     onnx = peft("merge", text_run, "--support", support, "--to", tmp_path / "onnx", "--onnx")
     assert_said(onnx, 2, "a graph ends in the scores of a head, and a task of texts has none", "leave out --onnx")
-    assert_said(peft("predict", to, "--text", "film"), 2, "the model of one few-shot task", "README.md")
+    alone = answers(peft("predict", to, "--input", asked, "--json"))
+    assert [row["predicted"] for row in alone] == [row["predicted"] for row in found]
+    for row, before in zip(alone, found, strict=True):
+        assert row["probabilities"] == pytest.approx(before["probabilities"], abs=1e-4)
+    assert_said(peft("predict", to, "--text", "the film was film"), 0, "movie  (")
+    assert_said(peft("predict", to, "--text", "film", "--support", support), 2, "takes no few-shot tasks")
     model, words = AutoModel.from_pretrained(to).eval(), AutoTokenizer.from_pretrained(to)
     means = load_file(to / "prototypes.safetensors")["prototypes"]
     for row in found:
@@ -316,5 +323,7 @@ def test_texts_by_a_file_of_examples(peft, text_run, tmp_path) -> None:
     code = (to / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert '"movie", "praise"' in code
     compile(code, "README.md", "exec")
+    (to / "prototypes.safetensors").unlink()
+    assert_said(peft("predict", to, "--text", "film"), 1, "adapter-keys", "a prototype of each of 2 classes")
     support.write_text("text,kind\na film,movie\n")
     assert_said(peft("predict", text_run, "--support", support, "--text", "film"), 2, "column 'label' not found")
