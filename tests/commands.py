@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -15,6 +18,8 @@ from tests.forkserver import server
 
 PATIENCE = 120.0
 """Seconds after which a test stops waiting."""
+ALONE = 'import sys\nsys.modules["peftcli"] = sys.modules["peft"] = None\n'
+"""Lines after which Python has neither this package nor PEFT."""
 
 
 def assert_said(result: Any, code: int, *words: str) -> None:
@@ -44,6 +49,20 @@ def _main(arguments: Sequence[str], output: str, largest: int | None) -> None:
     from peftcli.cli.main import main
 
     main()
+
+
+def run_readme(folder: Path, **filled: str) -> str:
+    """What the lines in the card print, `PICTURE=path` put in place of `YOUR PICTURE`."""
+    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
+    for name, value in filled.items():
+        assert f'"YOUR {name}"' in code
+        code = code.replace(f'"YOUR {name}"', json.dumps(value))
+    # -P: the folder with this package is not looked at.
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", ALONE + code], cwd=folder, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
 
 
 class Command:

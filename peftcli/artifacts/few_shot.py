@@ -112,7 +112,8 @@ def task_of(tuned: Tuned) -> EpisodesTask:
     Raises:
         UserError: The run is not few-shot.
     """
-    if not isinstance(tuned.task, EpisodesTask):
+    # A merged model of texts knows its own classes.
+    if not isinstance(tuned.task, EpisodesTask) or tuned.task.known is not None:
         raise _refused(tuned.run.path, SUPPORT)
     return tuned.task
 

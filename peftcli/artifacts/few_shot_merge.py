@@ -12,7 +12,7 @@ N rows, C classes, D features.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from peftcli.artifacts.tuned import Tuned, open_tuned
 from peftcli.config.errors import CheckFailed
 from peftcli.config.schema import ImageConfig
 from peftcli.methods import episodes
+from peftcli.models import features
 from peftcli.models.precision import DTYPES
 from peftcli.tasks.episodes.support import Support
 
@@ -67,22 +68,12 @@ def export(
     """
     check_place(to, overwrite)
     tuned = open_tuned(path, overrides, force=force)
-    shown, notes = few_shot.read(tuned, support)
-    shown = shown.to(tuned.device)
-    wanted = torch.float32 if dtype == "same" else DTYPES[dtype]
     tuned.model.float()  # as `export`: so that the comparison sees what rounding the weights does, and nothing else
-    with torch.no_grad():
-        features_ND, scores_NC, base_NC = _reference(tuned, shown)
-        means_CD = episodes.prototypes(features_ND, shown.classes_N, shown.ways)
-        merged: Any = plain(tuned.model, shown)
-    linear = tuned.task.architecture == "image-classification"
-    if linear:
-        put_head(merged, means_CD, features_ND.norm(dim=1).mean(), shown.names)
-    else:
-        merged = merged.base_model
+    merged, seen, notes = of_task(tuned, support)
+    shown, linear = seen.support, seen.linear
+    wanted = torch.float32 if dtype == "same" else DTYPES[dtype]
     round_to(merged, wanted)
     round_to(merged, torch.float32)
-    seen = _Seen(shown, features_ND, scores_NC, base_NC, means_CD, tuned.config.training.merge_tolerance)
     report: dict[str, Any] = {"merge": asdict(seen.check(merged, "merged"))}
     report |= {"probability": seen.probability(merged) if linear else None}
     about = {"rows": len(shown.classes_N), "classes": shown.names, "head": "linear" if linear else PROTOTYPES}
@@ -91,16 +82,64 @@ def export(
         round_to(merged, wanted)
         adapter.write_model(merged, tuned.tokenizer, partial)
         if not linear:
-            save_file({KEY: means_CD.float().cpu().contiguous()}, partial / PROTOTYPES)
+            save_file({KEY: seen.means_CD.float().cpu().contiguous()}, partial / PROTOTYPES)
             seen.means_CD = load_file(partial / PROTOTYPES)[KEY].to(tuned.device)
         read: Any = adapter.load_model(type(merged), partial, dtype=torch.float32)
         again = read.to(tuned.device).eval()
         report["reload"] = asdict(seen.check(again, "saved"))
         lineage = adapter.portable(tuned.lineage) | {"labels": shown.names, "merged": report}
         if linear:
-            lineage["task"] = asdict(ImageConfig(image_size=tuned.task.image_size))
+            lineage["task"] = as_pictures(tuned)
         adapter.describe(partial, lineage, card.model(lineage, type(merged).__name__, {}))
     return report | {"folder": str(to)}
+
+
+def of_task(tuned: Tuned, support: Path) -> tuple[Any, Seen, list[str]]:
+    """The plain model of the task that a support set is: with a linear head for pictures, without a head for texts.
+
+    Args:
+        tuned: A few-shot run, in float32; its model is used up.
+        support: As `peft predict --support`.
+
+    Returns:
+        The model, what it is held to, and notes.
+
+    Raises:
+        UserError: The run is not few-shot, or there is no such support set.
+    """
+    shown, notes = few_shot.read(tuned, support)
+    shown = shown.to(tuned.device)
+    linear = tuned.task.architecture == "image-classification"
+    with torch.no_grad():
+        features_ND, scores_NC, base_NC = _reference(tuned, shown)
+        means_CD = episodes.prototypes(features_ND, shown.classes_N, shown.ways)
+        model: Any = plain(tuned.model, shown)
+    if linear:
+        put_head(model, means_CD, features_ND.norm(dim=1).mean(), shown.names)
+    else:
+        model = model.base_model
+    tolerance = tuned.config.training.merge_tolerance
+    return model, Seen(shown, features_ND, scores_NC, base_NC, means_CD, linear, tolerance), notes
+
+
+def prototypes(folder: Path, classes: int) -> Tensor:
+    """The prototypes beside the model of a task of texts [C, D].
+
+    Raises:
+        CheckFailed: `adapter-keys`: they are missing or damaged, or of another number of classes.
+    """
+    path = folder / PROTOTYPES
+    there = path.is_file() and KEY in adapter.tensor_names(path)
+    means_CD = load_file(path)[KEY] if there else torch.empty(0)
+    if len(means_CD) != classes:
+        what = f"{path} does not hold a prototype of each of {classes} classes"
+        raise CheckFailed("adapter-keys", what, "merge it again: peft merge RUN --support FILE --to DIR")
+    return means_CD
+
+
+def as_pictures(tuned: Tuned) -> dict[str, Any]:
+    """What the lineage calls the task of a model with a linear head: classes of pictures like any others."""
+    return asdict(ImageConfig(image_size=tuned.task.image_size))
 
 
 def plain(model: Any, support: Support) -> nn.Module:
@@ -137,45 +176,51 @@ def put_head(model: Any, means_CD: Tensor, length: Tensor, names: list[str]) -> 
     model.config.id2label, model.config.label2id = dict(enumerate(names)), {name: i for i, name in enumerate(names)}
 
 
-def _has_head(model: Any) -> bool:
-    return hasattr(model, "classifier")
-
-
 def _reference(tuned: Tuned, support: Support) -> tuple[Tensor, Tensor, Tensor]:
     """Features [N, D] and scores [N, C] of the support by the run's own model, and scores by its base."""
     given = (support.inputs, support.classes_N, support.ways)
 
-    def features() -> Tensor:
+    def seen() -> Tensor:
         return episodes.in_parts(lambda part: episodes.wide(tuned.model(**part).logits), support.inputs)
 
     def scored(features_ND: Tensor) -> Tensor:
         return episodes.scores(features_ND, episodes.prototypes(features_ND, support.classes_N, support.ways))
 
     with episodes.adapted(tuned.model, *given):
-        own_ND = features()
+        own_ND = seen()
     if not isinstance(tuned.model, PeftModel):
         return own_ND, scored(own_ND), scored(own_ND)
     with tuned.model.disable_adapter():
-        return own_ND, scored(own_ND), scored(features())
+        return own_ND, scored(own_ND), scored(seen())
 
 
-class _Seen:
-    """What a merged model is held to: features, scores and prototypes of the unmerged one on the support."""
+@dataclass
+class Seen:
+    """What the model of a task is held to: what the run itself makes of the support.
 
-    def __init__(
-        self, support: Support, features_ND: Tensor, scores_NC: Tensor, base_NC: Tensor, means_CD: Tensor,
-        tolerance: float,
-    ):  # fmt: skip
-        self.support, self.features_ND, self.scores_NC, self.base_NC = support, features_ND, scores_NC, base_NC
-        self.means_CD, self.tolerance = means_CD, tolerance
+    Attributes:
+        support: The rows.
+        features_ND: Theirs.
+        scores_NC: Theirs.
+        base_NC: Their scores by the untouched base.
+        means_CD: The prototypes.
+        linear: The model has a linear head.
+        tolerance: The largest `Drift.share`.
+    """
+
+    support: Support
+    features_ND: Tensor
+    scores_NC: Tensor
+    base_NC: Tensor
+    means_CD: Tensor
+    linear: bool
+    tolerance: float
 
     @torch.no_grad()
     def _logits(self, model: Any) -> Tensor:
-        if _has_head(model):
+        if self.linear:
             return episodes.in_parts(lambda part: model(**part).logits.float(), self.support.inputs)
-        mask_NL1 = self.support.inputs["attention_mask"][..., None].float()
-        hidden_NLD = model(**self.support.inputs).last_hidden_state.float()
-        return episodes.scores((hidden_NLD * mask_NL1).sum(1) / mask_NL1.sum(1), self.means_CD)
+        return episodes.scores(features.Headless(model)(**self.support.inputs).logits, self.means_CD)
 
     def check(self, model: Any, what: str) -> Drift:
         """How far the scores are from the unmerged ones'.
@@ -184,7 +229,7 @@ class _Seen:
             CheckFailed: `merge-drift`: another class, or beyond the tolerance.
         """
         found_NC = self._logits(model)
-        if _has_head(model):  # to the scores' own width, which the run divides each row by
+        if self.linear:  # to the scores' own width, which the run divides each row by
             lengths_N = self.features_ND.norm(dim=1)
             found_NC = found_NC * (lengths_N.mean() / lengths_N)[:, None]
         drift = compare(found_NC.cpu(), self.scores_NC.cpu(), self.base_NC.cpu())

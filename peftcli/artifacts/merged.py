@@ -5,14 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from peftcli.artifacts import adapter
+from transformers import AutoModel
+
+from peftcli.artifacts import adapter, few_shot_merge
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.artifacts.tuned import Tuned, choose_device
 from peftcli.config.errors import Mistake, UserError
 from peftcli.config.schema import LaunchConfig, ModelConfig
 from peftcli.config.validate import validate
-from peftcli.models import loading, mamba_mixer, precision
+from peftcli.models import features, loading, mamba_mixer, precision
 from peftcli.tasks import registry as tasks
+from peftcli.tasks.episodes.support import Known
+from peftcli.tasks.episodes.task import EpisodesTask
 
 
 def is_merged(path: Path) -> bool:
@@ -30,12 +34,14 @@ def open_merged(path: Path) -> Tuned:
     lineage = adapter.read_lineage(path)
     if not lineage.get("task"):
         raise UserError(Mistake(f"{path / adapter.LINEAGE} does not say what the model was trained for"))
-    if lineage["task"]["type"] == "episodes":
-        hint = f"ask it by the lines of {path / 'README.md'}, or ask the run: peft predict RUN --support FILE"
-        raise UserError(Mistake(f"{path} is the model of one few-shot task, with prototypes beside it", hint=hint))
+    of_task = lineage["task"]["type"] == "episodes"
+    if of_task and not lineage.get("labels"):
+        hint = "ask the run: peft predict RUN --support FOLDER"
+        raise UserError(Mistake(f"{path} is a few-shot model by itself, and knows no classes", hint=hint))
+    rows = {"source": "files", "files": {"train": str(path)}}
     tree = {
         "model": {"name": str(path), "source": "folder"},
-        "data": {"source": "files", "files": {"train": str(path)}},
+        "data": {"source": "domains", "domains": {"mine": rows}} if of_task else rows,
         "method": {"name": "full"},
         "task": lineage["task"],
     }
@@ -44,10 +50,14 @@ def open_merged(path: Path) -> Tuned:
         raise UserError(*checked.mistakes)
     task, device = tasks.build(checked.config.task), choose_device(LaunchConfig())
     task.recall(lineage)
-    model: Any = adapter.load_model(loading.auto_class(task.architecture), path, dtype="auto")
+    kind: Any = AutoModel if of_task else loading.auto_class(task.architecture)
+    model: Any = adapter.load_model(kind, path, dtype="auto")
     model = model.to(device)
     mamba_mixer.install(model)
     half = next((name for name, dtype in precision.DTYPES.items() if dtype == model.dtype), "fp32")
     chosen = "fp32" if half == "fp16" and device == "cpu" else half
+    if isinstance(task, EpisodesTask):
+        means_CD = few_shot_merge.prototypes(path, len(lineage["labels"]))
+        task.known, model = Known(lineage["labels"], means_CD.to(device)), features.Headless(model)
     reader = task.reader(ModelConfig(str(path), source="folder"))
     return Tuned(RunFolder(path), checked.config, model.eval(), task, reader, lineage, device, chosen)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +11,14 @@ import torch
 from peft import PeftModel
 from torch import Tensor, nn
 
-from peftcli.artifacts import adapter, atomic, card, onnx_graph
-from peftcli.artifacts.export import check_place, probes_of, split_of
+from peftcli.artifacts import adapter, atomic, card, few_shot_merge, onnx_graph
+from peftcli.artifacts.export import PROBE_BATCH, check_place, probes_of, split_of
 from peftcli.artifacts.merge import Drift, check, compare, merged_in_float32, outputs
 from peftcli.artifacts.run_folder import RunFolder
 from peftcli.artifacts.tuned import Tuned, find, open_tuned
 from peftcli.config import rerun
 from peftcli.config.errors import CheckFailed, Mistake, UserError
-from peftcli.config.schema import RunConfig
+from peftcli.config.schema import EpisodesConfig, RunConfig
 from peftcli.data.single import read_split
 from peftcli.methods import registry as methods
 
@@ -40,6 +40,7 @@ def export_onnx(
     to: Path,
     overrides: Sequence[str] = (),
     *,
+    support: Path | None = None,
     int8: bool = False,
     pt2: bool = False,
     force: bool = False,
@@ -54,6 +55,7 @@ def export_onnx(
         path: The run's folder.
         to: The new folder; it may be there if it is empty.
         overrides: As `peftcli.config.rerun.load` allows.
+        support: Of a few-shot run of pictures: the task whose model is written, compared on these pictures.
         int8: Write `model.int8.onnx` beside `model.onnx`.
         pt2: Write `model.pt2` beside it, a program of `torch.export`.
         force: Use the base although its weights are not those that the adapter was trained on.
@@ -72,17 +74,16 @@ def export_onnx(
     onnx_graph.check_installed()
     run = find(path)
     config = rerun.load(run.config, overrides)
-    _check(run, config)
+    _check(run, config, support)
     check_place(to, overwrite)
     tuned = open_tuned(run.path, overrides, force=force)
     tuned.model.float().cpu()
-    probes, source, notes = probes_of(tuned)
-    probes = [{name: part.cpu() for name, part in probe.items()} for probe in probes]
     forced = tuned.forced_base
-    model, merged, base_NV = _plain(tuned, config, probes)
+    ready, notes = _of_run(tuned, config) if support is None else _of_task(tuned, support)
+    model, probes = ready.model, ready.probes
     told_NV = outputs(model, probes)
     report: dict[str, Any] = {
-        "merge": asdict(merged) if merged else None,
+        "merge": asdict(ready.merged) if ready.merged else None,
         "files": {IN_PYTORCH: {"latency": onnx_graph.latency(model, _row(probes))}},
         "metric": tuned.task.best_metric,
         "threads": torch.get_num_threads(),
@@ -90,17 +91,62 @@ def export_onnx(
         "rows": sum(len(next(iter(probe.values()))) for probe in probes),
         "positions": len(told_NV),
         "outputs": told_NV.shape[1],
-        "source": source,
+        "source": ready.source,
     }
     with atomic.folder(to) as partial:
         written = _files(partial, model, probes, int8, pt2)
         for name, exported in written.items():
-            report["files"][name] = _told_of(partial, name, exported, probes, told_NV, base_NV)
-        report["measured_rows"] = _measure(tuned, {IN_PYTORCH: model, **written}, report["files"])
-        _write_words(tuned, partial)
-        lineage = adapter.portable(tuned.lineage) | {"onnx": report}
-        adapter.describe(partial, lineage, card.onnx(lineage, tuned.tokenizer, _told(run)))
+            report["files"][name] = _told_of(partial, name, exported, probes, told_NV, ready.base_NV)
+        several = {IN_PYTORCH: model, **written}
+        report["measured_rows"] = 0 if support is not None else _measure(tuned, several, report["files"])
+        _write_words(tuned, ready.labels, partial)
+        lineage = adapter.portable(tuned.lineage) | ready.lineage | {"onnx": report}
+        adapter.describe(partial, lineage, card.onnx(lineage, tuned.tokenizer, {} if support else _told(run)))
     return report | {"folder": str(to), "notes": notes}
+
+
+@dataclass(frozen=True)
+class _Ready:
+    """A model to be written, and what it is compared on.
+
+    Attributes:
+        model: Without PEFT's wrapper, where its method merges.
+        merged: What merging did to its outputs; None where nothing was merged.
+        probes: Real inputs in batches.
+        base_NV: The untouched base's outputs on them.
+        source: Where they are from.
+        labels: In the order of the scores, where there are any.
+        lineage: What it says otherwise than the run's.
+    """
+
+    model: nn.Module
+    merged: Drift | None
+    probes: list[dict[str, Tensor]]
+    base_NV: Tensor
+    source: str
+    labels: list[str] | None
+    lineage: dict[str, Any]
+
+
+def _of_run(tuned: Tuned, config: RunConfig) -> tuple[_Ready, list[str]]:
+    """The run's model, and notes."""
+    probes, source, notes = probes_of(tuned)
+    probes = [{name: part.cpu() for name, part in probe.items()} for probe in probes]
+    model, merged, base_NV = _plain(tuned, config, probes)
+    return _Ready(model, merged, probes, base_NV, source, tuned.task.labels, {}), notes
+
+
+def _of_task(tuned: Tuned, support: Path) -> tuple[_Ready, list[str]]:
+    """The model of the task that a support set is, and notes."""
+    model, seen, notes = few_shot_merge.of_task(replace(tuned, device="cpu"), support)
+    shown = seen.support
+    probes = [
+        {name: part[at : at + PROBE_BATCH] for name, part in shown.inputs.items()}
+        for at in range(0, len(shown.classes_N), PROBE_BATCH)
+    ]
+    lineage = {"labels": shown.names, "task": few_shot_merge.as_pictures(tuned)}
+    merged, source = seen.check(model, "merged"), "pictures of the support set"
+    return _Ready(model, merged, probes, seen.base_NC, source, shown.names, lineage), notes
 
 
 def _told_of(
@@ -130,8 +176,18 @@ def _files(
     return found
 
 
-def _check(run: RunFolder, config: RunConfig) -> None:
+def _check(run: RunFolder, config: RunConfig, support: Path | None) -> None:
     """Stop where there is no graph to write, before anything is loaded."""
+    if isinstance(config.task, EpisodesConfig) and support is None:
+        what = f"{run.path} tells apart the classes of whatever task it is given, so there is no graph of it alone"
+        raise UserError(Mistake(what, "--onnx", hint="say which, by some pictures of each class: --support FOLDER"))
+    if isinstance(config.task, EpisodesConfig) and config.task.reads == "text":
+        what = (
+            "a graph ends in the scores of a head, and a task of texts has none: its model gives the mean over a "
+            "row's tokens, which is compared with the prototypes beside it"
+        )
+        hint = f"leave out --onnx: peft merge {run.path} --support {support} --to DIR"
+        raise UserError(Mistake(what, "--onnx", hint=hint))
     method = methods.find(config.method.name)(config.method)
     if method.saves == "adapter" and adapter.read_config(run.adapter).is_prompt_learning:
         kind = getattr(config.method, "type", "") or config.method.name
@@ -209,11 +265,11 @@ def _measure(tuned: Tuned, ready: dict[str, nn.Module], files: dict[str, dict[st
     return len(encoded)
 
 
-def _write_words(tuned: Tuned, folder: Path) -> None:
+def _write_words(tuned: Tuned, labels: list[str] | None, folder: Path) -> None:
     """The tokenizer's or image reader's files, and the labels in the order of the scores."""
     tuned.tokenizer.save_pretrained(folder)
-    if tuned.task.labels is not None:
-        atomic.write_json(folder / LABELS, tuned.task.labels)
+    if labels is not None:
+        atomic.write_json(folder / LABELS, labels)
 
 
 def _told(run: RunFolder) -> dict[str, dict[str, float]]:

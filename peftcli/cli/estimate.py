@@ -135,9 +135,11 @@ def _print(console: Console, found: Estimate, savings: list[tuple[str, int]]) ->
 def _memory(console: Console, found: Estimate) -> Any:
     from peftcli.reports.units import size
 
-    pictures = found.unit == "pixels"
-    columns = [(name, pair) for name, pair in (("longest rows", found.heaviest), ("mean rows", found.mean)) if pair]
-    columns = [("pictures", found.heaviest)] if pictures else columns  # all of them are of one size
+    pictures, of_tasks = found.unit == "pixels", bool(found.heaviest[0].parts)
+    names = ("largest tasks", "usual tasks") if of_tasks else ("longest rows", "mean rows")
+    columns = [(name, pair) for name, pair in zip(names, (found.heaviest, found.mean), strict=True) if pair]
+    if pictures and not of_tasks:
+        columns = [("pictures", found.heaviest)]  # all of them are of one size
     table = _table(console, f"memory, {found.precision} on {found.device}", *(name for name, _ in columns))
     title = "pictures x pixels a side" if pictures else "rows x tokens, learnt"
     table.add_row(title, *(_shape(shape, pictures) for _, (shape, _) in columns))

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from peftcli.config.errors import Mistake, UserError
+from peftcli.config.errors import UserError
 
 
 class Dtype(StrEnum):
@@ -48,9 +48,6 @@ def merge(
     for flag, given in (("--int8", int8), ("--pt2", pt2)):
         if given and not onnx:
             raise UserError(f"{flag} goes with --onnx")
-    if onnx and support is not None:
-        hint = "merge it, and export the folder with the tools of your runtime"
-        raise UserError(Mistake("--onnx takes no --support yet", "--support", hint=hint))
     if onnx and dtype not in (Dtype.same, Dtype.fp32):
         raise UserError(f"--dtype {dtype.value}: an ONNX file is float32, and --int8 makes a smaller one beside it")
     from rich.console import Console
@@ -59,7 +56,9 @@ def merge(
         from peftcli.artifacts.onnx_folder import export_onnx
 
         with Console(stderr=True).status("exporting"):
-            report = export_onnx(run, to, overrides or [], int8=int8, pt2=pt2, force=force, overwrite=overwrite)
+            report = export_onnx(
+                run, to, overrides or [], support=support, int8=int8, pt2=pt2, force=force, overwrite=overwrite
+            )
         typer.echo(json.dumps(report)) if as_json else _print_onnx(report)
         return
     if support is not None:

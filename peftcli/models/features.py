@@ -7,6 +7,7 @@ the mean over a row's tokens.
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,6 +28,24 @@ def take_off_head(model: Any) -> None:
     """Put the mean over tokens in the place of a language model's head; vision models are without one already."""
     if hasattr(model, "score"):
         model.score = RunningMean()
+
+
+class Headless(nn.Module):
+    """A language model of Transformers that never had a head, asked like one whose head was taken off.
+
+    Args:
+        model: With `last_hidden_state` in its answer.
+    """
+
+    def __init__(self, model: Any):
+        super().__init__()
+        self.model, self.config = model, model.config
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> SimpleNamespace:
+        """`logits`, the mean over each row's tokens [B, D], float32; from ids and mask [B, L]."""
+        hidden_BLD = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state.float()
+        mask_BL1 = attention_mask[..., None].float()
+        return SimpleNamespace(logits=(hidden_BLD * mask_BL1).sum(1) / mask_BL1.sum(1))
 
 
 def width(model: Any) -> int:

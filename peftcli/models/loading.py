@@ -255,7 +255,7 @@ def _draw(
     """A model of this shape with random weights, the same for every run, so that an adapter finds its base again."""
     from peftcli.models import mamba_gaps
 
-    with plain_errors(config), torch.random.fork_rng():
+    with plain_errors(config), quiet(), torch.random.fork_rng():
         torch.manual_seed(RANDOM_WEIGHTS_SEED)
         with torch.device("meta" if bits else device):
             model = auto_class(architecture).from_config(

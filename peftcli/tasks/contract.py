@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 COLUMNS = ("row", "input_ids", "labels", "prompt_length", "about")
 """Columns of an encoded row that batches and measurements read."""
 CUT = {"truncated": "cut to the longest length", "dropped": "left out as too long or empty"}
+Sizes = tuple[int, int, int]
+"""Of a few-shot task: rows of the support, rows of the query, classes."""
 ENCODING = 1
 """Raised when `encode` changes, so that rows cached by an older version are not used."""
 
@@ -131,6 +133,7 @@ class Task(ABC):
         repeats: Whether a row gives the model the same input in every epoch.
         notes: What it leaves out of its measurements, and why.
         shots: Training rows as text, to stand before each prompt; known after `fit` or set from a saved run.
+        heed: Called between parts of long work before the first step; raises where the run is to stop.
     """
 
     architecture: Literal["causal-lm", "sequence-classification", "image-classification"] = "causal-lm"
@@ -150,6 +153,7 @@ class Task(ABC):
     def __init__(self, config: Any, seed: int = 0):
         self.config, self.seed = config, seed
         self.shots: list[str] = []
+        self.heed: Callable[[], None] = lambda: None
         self._tokens: Tokens | None = None
 
     def recall(self, lineage: Mapping[str, Any]) -> None:
@@ -242,8 +246,9 @@ class Task(ABC):
         """
         return None
 
-    def blank(self, rows: int, length: int, device: Any) -> dict[str, Tensor]:
-        """A batch of this shape without contents, to count with."""
+    def blank(self, rows: int, length: int, device: Any, parts: Sequence[Sizes] = ()) -> dict[str, Tensor]:
+        """A batch of this shape without contents, to count with; `parts` are the few-shot tasks that the rows are of,
+        where they are of such."""
         import torch
 
         names = ("input_ids", "attention_mask", "labels")

@@ -31,14 +31,10 @@ from peftcli.training.display import Display
 from peftcli.training.feed import AnyFeed, rows_of, tokens_of
 from peftcli.training.prefix import Prefix
 from peftcli.training.preflight import Places, agree
-from peftcli.training.signals import StopRequest
+from peftcli.training.signals import Stopped, StopRequest
 
 SAVES = 10
 """Checkpoints of a run at least, where `training.save_every` does not say."""
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has left a checkpoint at the step boundary."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from statistics import mean
 from typing import Any
 
 from peftcli.config import frozen
-from peftcli.config.errors import CheckFailed, UserError
+from peftcli.config.errors import CheckFailed, Mistake, UserError
 from peftcli.config.schema import RunConfig
 from peftcli.training.feed import Batch, Feed
 
@@ -75,6 +75,9 @@ def probe(config: RunConfig) -> Measured:
     """
     if config.launch.world > 1:
         raise UserError("--probe measures one process; leave launch.processes at 1")
+    if config.task.type == "episodes":
+        what = "few-shot tasks are of many sizes, and three of them say little of the others"
+        raise UserError(Mistake(what, "--probe", hint="a short run tells its time and memory: training.max_steps=20"))
     with tempfile.TemporaryDirectory() as folder:
         # Three steps need no other rows than these, and write their checkpoint where it is removed.
         frozen.save(replace(config, output=str(Path(folder) / "runs")), Path(folder) / "config.yaml")

@@ -39,11 +39,11 @@ from peftcli.training import (
 )
 from peftcli.training.checkpoints import Checkpoint, Progress
 from peftcli.training.display import Display
-from peftcli.training.loop import Job, Stopped, train
+from peftcli.training.loop import Job, train
 from peftcli.training.prefix import Prefix
 from peftcli.training.preflight import Places, agree
 from peftcli.training.prepare import Attached, Material
-from peftcli.training.signals import StopRequest
+from peftcli.training.signals import Stopped, StopRequest
 
 
 def run(folder: Path, quiet: bool = False) -> dict[str, Any]:
@@ -150,6 +150,8 @@ class _Session:
             if self.main:
                 beginning.note(self.run, self.config.seed, material.splits.fingerprint, resumed, self.display)
         agree(self.places, "the rows", material.splits.fingerprint)
+        if self.accelerator.num_processes == 1:  # several stop together, at a step
+            material.task.heed = stop.heed
         self._show(material)
         self.config, self.trials = trials.settle(self.config, material, self.accelerator, self.run, self.display, stop)
         self.places.at("loading the model")

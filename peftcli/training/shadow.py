@@ -109,7 +109,8 @@ class Shadow:
             before = book.live
             loss = self._loss(batch, device, learns=True)
             kept = book.live - before
-            loss.backward()
+            if trained:
+                loss.backward()
             del loss
         for parameter in trained:
             parameter.grad = None
@@ -131,7 +132,7 @@ class Shadow:
             return self.method.batch_loss(self.model, batch, total) if learns else total
 
     def _batch(self, shape: Shape, device: str) -> tuple[dict[str, torch.Tensor], Ledger]:
-        batch = self.task.blank(shape.rows, shape.length, device)
+        batch = self.task.blank(shape.rows, shape.length, device, shape.parts)
         tensors = (t for m in self.modules() for t in (*m.parameters(), *m.buffers()))
         here: list[Any] = [*tensors, *batch.values()]
         return batch, Ledger(here, chosen=shape.learnt)

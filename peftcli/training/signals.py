@@ -9,6 +9,10 @@ from contextlib import suppress
 from types import FrameType
 
 
+class Stopped(Exception):
+    """The run was asked to stop: what it has done is on disk."""
+
+
 class StopRequest:
     """Remembers the first of SIGTERM, SIGUSR1 (a cluster's warning) and Ctrl-C; a second Ctrl-C ends at once.
 
@@ -37,6 +41,15 @@ class StopRequest:
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
             signal.signal(number, handler)
+
+    def heed(self) -> None:
+        """Stop between two parts of something long.
+
+        Raises:
+            Stopped: A signal asked for it.
+        """
+        if self.name:
+            raise Stopped
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         if number == signal.SIGINT:

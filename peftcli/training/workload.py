@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from peftcli.config import paths
-from peftcli.config.errors import Mistake, UserError
+from peftcli.config.errors import UserError
 from peftcli.config.schema import EpisodesConfig, GenerationConfig, ImageConfig, RunConfig
 from peftcli.data.collate import IGNORE, MULTIPLE
 from peftcli.data.sampler import BatchSampler
 from peftcli.data.stream import Stream
 from peftcli.models import loading
 from peftcli.tasks import registry as tasks
-from peftcli.tasks.contract import Encoded, Task
+from peftcli.tasks.contract import Encoded, Sizes, Task
+from peftcli.tasks.episodes.pool import Pool
 from peftcli.training import prepare, seeds
 
+DRAWN = 2000
+"""Few-shot tasks that are drawn to see how large they are."""
 ASSUMED_LABELS = 2
 ASSUMED_PIXELS = 224
 """Side of a picture where the model's own reader is not here."""
@@ -31,6 +36,8 @@ class Shape:
     """Tokens of its longest row, to which the others are padded; the side of pictures in pixels."""
     learnt: int
     """Supervised positions of all rows."""
+    parts: tuple[Sizes, ...] = ()
+    """Few-shot tasks that the rows are of."""
 
 
 @dataclass
@@ -40,7 +47,8 @@ class Workload:
     Attributes:
         task: The task, fitted where the rows are here.
         heaviest: The largest micro-batch of training.
-        mean: A micro-batch of rows of mean length; None where the rows are not here.
+        mean: A micro-batch of rows of mean length, or of few-shot tasks of middle size; None where the rows are not
+            here.
         measured: The largest batch of a measurement; None where nothing is measured.
         accumulates: Several micro-batches add up to an optimiser step.
         steps: Optimiser steps of the run; None where the rows are not here.
@@ -62,12 +70,11 @@ def find(config: RunConfig) -> Workload:
     Raises:
         UserError, CheckFailed: The rows are here and wrong.
     """
-    if isinstance(config.task, EpisodesConfig):
-        what = "few-shot tasks are of many sizes, which only real ones tell: nothing is counted beforehand"
-        raise UserError(Mistake(what, "task.type", hint="a short run tells its time and memory: training.max_steps=3"))
     if reason := _absent(config):
         return _assumed(config, reason)
     material = prepare.load_material(config)
+    if isinstance(material.train, Pool):
+        return _few_shot(config, material, material.train)
     if isinstance(config.task, ImageConfig):
         return _pictures(config, material)
     if isinstance(material.train, Stream):
@@ -78,12 +85,14 @@ def find(config: RunConfig) -> Workload:
 def _absent(config: RunConfig) -> str:
     """Why the rows or the tokenizer cannot be read here, or nothing."""
     drawn = config.model if config.model.weights == "random" and config.model.shape else None
-    for part, group in ((config.data, "data"), (config.model, "model")):
+    domains = config.data.domains.values()
+    parts: list[tuple[Any, str]] = [(config.data, "data"), *((one, "data") for one in domains), (config.model, "model")]
+    for part, group in parts:
         if part.source == "hub" and part is not drawn:
             return f"{part.name} is on the hub, which is not asked"
         if part.source == "sample" and not _fetched(str(part.name)):
             return f"sample {part.name} ({group}) is not fetched"
-    if isinstance(config.task, ImageConfig):
+    if isinstance(config.task, ImageConfig) or getattr(config.task, "reads", "") == "pictures":
         return ""
     if drawn is not None and drawn.source != "folder" and loading.tokenizer(drawn) is None:
         return "a model of random weights and so small a vocabulary has no tokenizer"
@@ -103,6 +112,8 @@ def _fetched(name: str) -> bool:
 def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Workload:
     if isinstance(config.task, ImageConfig):
         return _assumed_pictures(config, config.task, reason)
+    if isinstance(config.task, EpisodesConfig):
+        return _assumed_tasks(config, config.task, reason)
     settings, length = config.training, config.task.max_length
     notes = [f"{reason}: every row counts as task.max_length={length} tokens"]
     if task is None:
@@ -110,7 +121,6 @@ def _assumed(config: RunConfig, reason: str, task: Task | None = None) -> Worklo
         if isinstance(config.task, GenerationConfig):
             notes.append("how much of a row is answer is unknown: all of it counts as learnt")
         else:
-            assert not isinstance(config.task, EpisodesConfig)
             task.labels = list(config.task.labels) or [str(i) for i in range(ASSUMED_LABELS)]
             notes.append(f"the labels are unknown: {len(task.labels)} are assumed, which costs next to nothing")
             vars(task)["words"] = list(range(len(task.labels)))
@@ -146,6 +156,56 @@ def _pictures(config: RunConfig, material: prepare.Material) -> Workload:
     if steps is None:
         steps = max(1, math.ceil(settings.epochs * math.ceil(len(material.train) / settings.batch_size)))
     return Workload(material.task, each, each, Shape(most, size, most) if most else None, accumulates, steps)
+
+
+def _few_shot(config: RunConfig, material: prepare.Material, pool: Pool) -> Workload:
+    """Tasks are of many sizes: the largest that an epoch draws, and those in the middle."""
+    settings = config.training
+    drawn = [pool.task(number, (config.seed, 0))[1] for number in range(min(len(pool), DRAWN))]
+    sizes = sorted(((len(one.support), len(one.query), one.ways) for one in drawn), key=lambda one: one[0] + one[1])
+    count, accumulates = _share(config, min(settings.batch_size, len(pool)))
+    lengths = pool.source.lengths
+    longest = usual = getattr(material.tokenizer, "size", 0)
+    if material.task.architecture != "image-classification":
+        longest, usual = _padded(max(lengths)), _padded(round(sum(lengths) / len(lengths)))
+    steps = settings.max_steps
+    if steps is None:
+        steps = max(1, math.ceil(settings.epochs * math.ceil(len(pool) / settings.batch_size)))
+    notes = [f"{name}: {material.task.told(counts)}" for name, counts in material.counts().items()]
+    middle = sizes[len(sizes) // 2]
+    notes.append(
+        f"support + query rows of a task: from {_words(sizes[0])} to {_words(sizes[-1])}; half of the tasks have "
+        f"{middle[0] + middle[1]} rows or fewer"
+    )
+    task = tasks.build(config.task)  # without rows, whose features would be computed
+    return Workload(
+        task, _of_tasks(sizes[-count:], longest), _of_tasks([middle] * count, usual), None,
+        accumulates, steps, notes + material.splits.notes,
+    )  # fmt: skip
+
+
+def _of_tasks(parts: Sequence[Sizes], length: int) -> Shape:
+    rows, learnt = (sum(part[i] for part in parts) for i in (0, 1))
+    return Shape(rows + learnt, length, learnt, tuple(parts))
+
+
+def _assumed_tasks(config: RunConfig, asked: EpisodesConfig, reason: str) -> Workload:
+    """The largest task that the recipe allows."""
+    ways = asked.ways[1]
+    largest = (asked.support, ways * asked.queries, ways)
+    if asked.reads == "pictures":
+        length = asked.image_size or config.model.shape.get("image_size") or ASSUMED_PIXELS
+    else:
+        length = _padded(asked.max_length)
+    count, accumulates = _share(config, config.training.batch_size)
+    notes = [f"{reason}: every task counts as the largest that task.* allows, {_words(largest)} (support + query)"]
+    shape = _of_tasks([largest] * count, length)
+    return Workload(tasks.build(asked), shape, None, None, accumulates, config.training.max_steps, notes)
+
+
+def _words(part: Sizes) -> str:
+    support, query, ways = part
+    return f"{support} + {query} of {ways} classes"
 
 
 def _share(config: RunConfig, rows: int) -> tuple[int, bool]:

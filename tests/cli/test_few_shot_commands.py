@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import csv
 import json
 import shutil
@@ -18,7 +19,7 @@ from peftcli.methods.full.settings import Settings as Full
 from peftcli.methods.lora.settings import Settings as Lora
 from peftcli.methods.smat.settings import Settings as Smat
 from tests import few_shot, pictures
-from tests.commands import assert_said
+from tests.commands import assert_said, run_readme
 
 METHODS = {
     "smat": Smat(experts=3, sparsity=0.5),
@@ -133,6 +134,24 @@ def test_a_tasks_plain_model_answers_as_the_run_does(peft, place, finished, tmp_
             assert model.config.id2label[model(**read).logits.argmax().item()] == row["predicted"]
 
 
+@pytest.mark.parametrize("kind", ["vit", pytest.param("resnet", marks=pytest.mark.slow)])
+def test_a_tasks_graph_and_program_answer_as_the_run_does(peft, place, finished, tmp_path, kind) -> None:
+    run, to, support = finished(kind, "smat"), tmp_path / "graph", place / "support"
+    result = peft("merge", run, "--support", support, "--to", to, "--onnx", "--pt2", "--json")
+    assert result.exit_code == 0, result.output
+    found = json.loads(result.stdout)
+    assert (found["rows"], found["outputs"], found["source"]) == (9, 3, "pictures of the support set")
+    assert all(found["files"][name]["drift"]["share"] < 1e-4 for name in ("model.onnx", "model.pt2"))
+    assert found["merge"]["agreement"] == 1
+    before = answers(peft("predict", run, "--support", support, "--input", place / "new", "--json"))
+    told = ast.literal_eval(run_readme(to, PICTURE=str(place / "new" / before[0]["image"])))
+    assert max(told, key=told.get) == before[0]["predicted"]
+    assert told == pytest.approx(before[0]["probabilities"], abs=0.15)
+    model, shape = torch.export.load(to / "model.pt2").module(), (5, 3, 16, 16)
+    assert model(torch.randn(shape)).shape == (5, 3)
+    assert_said(peft("merge", run, "--support", support, "--to", to, "--onnx"), 2, "already there")
+
+
 def test_eval_measures_tasks_and_what_becomes_of_them(peft, finished) -> None:
     run = finished("vit", "smat")
     result = peft("eval", run, "--episodes", "3", "--then", "lora", "--then-lr", "0.01", "--then-steps", "3")
@@ -234,9 +253,11 @@ def test_labels_that_the_support_lacks_are_named(peft, place, finished, tmp_path
 def test_runs_and_options_that_do_not_go_together(peft, place, finished, trained, tmp_path) -> None:
     run, support = finished("vit", "smat"), place / "support"
     assert_said(peft("predict", run, "--input", place / "new"), 2, "needs examples of each class", "--support FOLDER")
+    whole = finished("vit", "full") / "model"
+    assert_said(peft("predict", whole, "--input", place / "new"), 2, "knows no classes", "--support FOLDER")
     assert_said(peft("predict", run, "--input", place / "new", "--explain"), 2, "--explain goes with --support")
     assert_said(peft("merge", run, "--to", tmp_path / "to"), 2, "--support FOLDER")
-    assert_said(peft("merge", run, "--to", tmp_path / "to", "--support", support, "--onnx"), 2, "--onnx takes no")
+    assert_said(peft("merge", run, "--to", tmp_path / "to", "--onnx"), 2, "no graph of it alone", "--support FOLDER")
     words = trained("words").path
     assert_said(peft("predict", words, "--support", support, "--text", "good"), 2, "takes no few-shot tasks")
     assert_said(peft("eval", words, "--episodes", "3"), 2, "--episodes: ", "takes no few-shot tasks")
@@ -283,7 +304,14 @@ def test_texts_by_a_file_of_examples(peft, text_run, tmp_path) -> None:
     assert_said(peft("predict", text_run, "--support", support, "--text", "the film was film"), 0, "movie")
     to = tmp_path / "merged"
     assert_said(peft("merge", text_run, "--support", support, "--to", to), 0, "prototypes beside it", "2 classes")
-    assert_said(peft("predict", to, "--text", "film"), 2, "the model of one few-shot task", "README.md")
+    onnx = peft("merge", text_run, "--support", support, "--to", tmp_path / "onnx", "--onnx")
+    assert_said(onnx, 2, "a graph ends in the scores of a head, and a task of texts has none", "leave out --onnx")
+    alone = answers(peft("predict", to, "--input", asked, "--json"))
+    assert [row["predicted"] for row in alone] == [row["predicted"] for row in found]
+    for row, before in zip(alone, found, strict=True):
+        assert row["probabilities"] == pytest.approx(before["probabilities"], abs=1e-4)
+    assert_said(peft("predict", to, "--text", "the film was film"), 0, "movie  (")
+    assert_said(peft("predict", to, "--text", "film", "--support", support), 2, "takes no few-shot tasks")
     model, words = AutoModel.from_pretrained(to).eval(), AutoTokenizer.from_pretrained(to)
     means = load_file(to / "prototypes.safetensors")["prototypes"]
     for row in found:
@@ -295,5 +323,7 @@ def test_texts_by_a_file_of_examples(peft, text_run, tmp_path) -> None:
     code = (to / "README.md").read_text().split("```python\n")[1].split("```")[0]
     assert '"movie", "praise"' in code
     compile(code, "README.md", "exec")
+    (to / "prototypes.safetensors").unlink()
+    assert_said(peft("predict", to, "--text", "film"), 1, "adapter-keys", "a prototype of each of 2 classes")
     support.write_text("text,kind\na film,movie\n")
     assert_said(peft("predict", text_run, "--support", support, "--text", "film"), 2, "column 'label' not found")

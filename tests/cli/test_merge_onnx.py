@@ -5,8 +5,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -19,22 +17,7 @@ from typer.testing import CliRunner
 from peftcli.artifacts.run_folder import RunFolder, run_folders
 from peftcli.cli.main import app
 from peftcli.testing import tiny
-
-ALONE = 'import sys\nsys.modules["peftcli"] = sys.modules["peft"] = None\n'
-
-
-def run_readme(folder: Path, **filled: str) -> str:
-    """What the lines in the card print, `PICTURE=path` put in place of `YOUR PICTURE`."""
-    [code] = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), flags=re.DOTALL)
-    for name, value in filled.items():
-        assert f'"YOUR {name}"' in code
-        code = code.replace(f'"YOUR {name}"', json.dumps(value))
-    # -P: the folder with this package is not looked at.
-    done = subprocess.run(
-        [sys.executable, "-P", "-c", ALONE + code], cwd=folder, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    return done.stdout.strip()
+from tests.commands import run_readme
 
 
 def answer(peft, run, text: str) -> dict:

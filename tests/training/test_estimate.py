@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from peftcli.config import frozen
 from peftcli.config.catalog import settings_class
 from peftcli.config.errors import CheckFailed, UserError
 from peftcli.config.schema import (
@@ -26,12 +27,13 @@ from peftcli.methods import registry
 from peftcli.models import loading
 from peftcli.models.precision import autocast
 from peftcli.tasks import registry as tasks
-from peftcli.training import ledger, optimiser, out_of_memory
+from peftcli.training import ledger, optimiser, out_of_memory, prepare
 from peftcli.training.casting import left_to_autocast
 from peftcli.training.estimate import count, estimate
 from peftcli.training.ledger import Ledger
 from peftcli.training.shadow import Shadow
 from peftcli.training.workload import Shape, Workload
+from tests import few_shot, pictures
 from tests.methods.test_peft_tuners import ARGS, TARGETS, TYPES
 
 SHAPE = {
@@ -211,8 +213,6 @@ def test_the_recipes_mistakes_are_said_as_they_are() -> None:
 
 
 def test_rows_that_are_here_are_counted(make_run) -> None:
-    from peftcli.config import frozen
-
     run = make_run(training={"batch_size": 5, "micro_batch_size": 2, "max_steps": None})
     found = estimate(frozen.load(run.config))
     shape, _ = found.heaviest
@@ -222,8 +222,52 @@ def test_rows_that_are_here_are_counted(make_run) -> None:
     assert not found.notes
 
 
+@pytest.mark.parametrize("method", ["smat", "lora"])
+def test_few_shot_tasks_are_counted_by_the_largest_that_is_drawn(method: str, tmp_path: Path) -> None:
+    places = {name: few_shot.make_domain(tmp_path / name, 9, 6, seed) for seed, name in enumerate("ab")}
+    domains = {name: few_shot.domain(place) for name, place in places.items()}
+    settings = {"smat": {"experts": 3}, "lora": {"r": 4}}[method]
+    run = few_shot.make_run(
+        pictures.make_checkpoint(tmp_path / "vit"), domains, tmp_path / "runs", data={"validation_share": 0.0},
+        method=settings_class(method)(**settings), training={"micro_batch_size": None},
+    )  # fmt: skip
+    config = frozen.load(run.config)
+    predicted = estimate(config)
+    shape, held = predicted.heaviest
+    assert (len(shape.parts), shape.length, predicted.steps, held.gradients > 0) == (2, 16, 8, True)
+    assert predicted.mean is not None
+    assert predicted.mean[0].rows < shape.rows
+    assert any(note.startswith("train: ") and "in 2 domains, 16 tasks" in note for note in predicted.notes)
+
+    material = prepare.load_material(config)
+    by_size = sorted(range(16), key=lambda i: len((one := material.train.task(i, (0, 0))[1]).support) + len(one.query))
+    batch = material.task.collate(material.train.take(by_size[-2:]), material.tokenizer, (0, 0))
+    assert len(batch["class"]) == shape.rows
+    loaded = loading.load(config.model, "fp32", material.task.architecture, [])
+    built = registry.find(method)(config.method)
+    model = built.attach(loaded.model, loaded.family)
+    for stage in built.stages(8):
+        if stage.start:
+            stage.start(model)
+    model.train()
+    book = Ledger([*model.parameters(), *model.buffers(), *batch.values()])
+    with book, left_to_autocast(model, False):
+        loss = tasks.build(config.task).loss(model, batch).total
+        kept = book.live
+        loss.backward()
+    assert held.activations == pytest.approx(kept, rel=0.03)
+    assert held.activations + held.temporaries + held.gradients - held.apart == pytest.approx(book.peak, rel=0.05)
+
+
+def test_a_probe_of_few_shot_tasks_is_refused() -> None:
+    from peftcli.config.compose import compose
+    from peftcli.training.probe import probe
+
+    with pytest.raises(UserError, match="few-shot tasks are of many sizes"):
+        probe(compose("vit/emoji_smat").config)
+
+
 def test_a_probe_trains_three_steps_and_leaves_nothing(make_run, tmp_path: Path) -> None:
-    from peftcli.config import frozen
     from peftcli.training.probe import probe
 
     run = make_run(training={"batch_size": 10, "max_steps": None, "epochs": 3.0})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from peftcli.methods.smat import maths
 from peftcli.methods.smat.settings import Settings as Smat
 from peftcli.training import checkpoints
 from peftcli.training.run import run
+from peftcli.training.signals import StopRequest
 from tests import few_shot, pictures
 from tests.training.test_resume import assert_same
 
@@ -87,6 +89,18 @@ def test_a_killed_run_resumes_bit_for_bit(make, train) -> None:
         assert progress.stage == stage
     assert train(cut) == 0
     assert_same(cut, whole)
+
+
+def test_a_request_to_stop_is_heard_while_the_base_looks_at_all_rows(make, monkeypatch, tmp_path) -> None:
+    monkeypatch.setenv("PEFTCLI_CACHE", str(tmp_path / "cache"))
+    folder = make()
+    with StopRequest():
+        os.kill(os.getpid(), signal.SIGTERM)
+        report = run(folder.path, quiet=True)
+    assert (report["run"]["stopped_by"], folder.status) == ("SIGTERM", "stopped")
+    assert checkpoints.latest(folder.checkpoints) is None
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))
+    assert run(folder.path, quiet=True)["run"]["status"] == "done"
 
 
 def test_what_was_frozen_and_what_was_kept(make, places) -> None:

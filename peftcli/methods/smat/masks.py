@@ -45,7 +45,8 @@ class Layout:
     def counts(self) -> Tensor:
         """How many weights each entry covers, [K] float64."""
         each = [math.prod(self.shapes[name]) / size for name, size in zip(self.masks, self.sizes, strict=True)]
-        return torch.tensor(each, dtype=torch.float64).repeat_interleave(torch.tensor(self.sizes))
+        sizes = torch.tensor(self.sizes)
+        return torch.tensor(each, dtype=torch.float64).repeat_interleave(sizes, output_size=self.entries)
 
     def gates(self, gate_K: Tensor) -> dict[str, Tensor]:
         """Parts of `gate_K`, each in the shape of a weight's mask, by name."""

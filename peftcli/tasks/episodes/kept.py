@@ -30,7 +30,11 @@ NAME = "features"
 
 
 def features(
-    model: Any, rows: Encoded, inputs: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]], about: str
+    model: Any,
+    rows: Encoded,
+    inputs: Callable[[list[dict[str, Any]]], Mapping[str, Tensor]],
+    about: str,
+    heed: Callable[[], None] = lambda: None,
 ) -> Tensor | None:
     """The features of all rows [N, D], or None where there are too many.
 
@@ -39,6 +43,7 @@ def features(
         rows: The encoded rows.
         inputs: From rows to the model's inputs.
         about: What the rows hold, and how they are read.
+        heed: Called between parts; what it raises ends the work, and nothing of it is kept.
     """
     if len(rows) > MOST_ROWS:
         return None
@@ -48,6 +53,7 @@ def features(
     if (found := _read(place)) is None:
         parts = []
         for start in range(0, len(rows), AT_ONCE):
+            heed()
             batch = inputs(rows.take(range(start, min(start + AT_ONCE, len(rows)))))
             parts.append(model.base_features({name: value.to(device) for name, value in batch.items()}).cpu())
         found = torch.cat(parts)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from rich.text import Text
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from peftcli.config.errors import CheckFailed, Mistake, UserError
 from peftcli.config.schema import EpisodesConfig, ModelConfig
@@ -23,11 +24,12 @@ from peftcli.methods import episodes as few_shot
 from peftcli.methods.episodes import Episode
 from peftcli.models import image_reader
 from peftcli.tasks import labels
-from peftcli.tasks.contract import Encoded, Loss, Task, bare, check_metric
+from peftcli.tasks.contract import Encoded, Loss, Sizes, Task, bare, check_metric
 from peftcli.tasks.episodes import kept, measure
 from peftcli.tasks.episodes import support as supports
 from peftcli.tasks.episodes.pool import Pool, gather
 from peftcli.tasks.images.gallery import hang
+from peftcli.tasks.inference import measuring
 from peftcli.tasks.prompts import Template
 from peftcli.tasks.tokens import Tokens, cut_to_fit, pad_id
 
@@ -134,6 +136,8 @@ class EpisodesTask(Task):
         things = "pictures" if self.pictures else "texts"
         parts = [f"{counts['rows']} {things} of {counts['classes']} classes in {counts['domains']} domains"]
         parts += [f"{counts['episodes']} tasks"]
+        if lost := counts.get("lost_classes"):
+            parts.append(f"{lost} classes left out for want of rows that can be read")
         return ", ".join(parts + [f"{n} {what}" for what in ("dropped", "truncated") if (n := counts.get(what))])
 
     def collate(
@@ -144,9 +148,9 @@ class EpisodesTask(Task):
         multiple: int = MULTIPLE,
     ) -> dict[str, Tensor]:
         """Tasks one after another, the support of each before its query: the model's inputs [all rows, ...]; of each
-        row `class` and `place`, that in its split; of each task `labels` [E], the number of its domain, and `sizes`
-        [E, 2], rows of support and query."""
-        parts: dict[str, list[Any]] = {"class": [], "place": [], "labels": [], "sizes": []}
+        row `class` and `place`, that in its split; of each task `labels` [E], the number of its domain, `ways`
+        [E] and `sizes` [E, 2], rows of support and query."""
+        parts: dict[str, list[Any]] = {"class": [], "place": [], "labels": [], "sizes": [], "ways": []}
         taken: list[dict[str, Any]] = []
         for row in rows:
             pool: Pool = row["pool"]
@@ -157,8 +161,20 @@ class EpisodesTask(Task):
             parts["place"] += chosen.tolist()
             parts["labels"].append(pool.domains.index(domain))
             parts["sizes"].append([len(drawn.support), len(drawn.query)])
+            parts["ways"].append(drawn.ways)
         tensors = {name: torch.tensor(values) for name, values in parts.items()}
         return {**self.inputs(taken, tokenizer, multiple), **tensors}
+
+    def blank(self, rows: int, length: int, device: Any, parts: Sequence[Sizes] = ()) -> dict[str, Tensor]:
+        if self.pictures:
+            inputs = {"pixel_values": torch.empty(rows, 3, length, length, device=device)}
+        else:
+            inputs = super().blank(rows, length, device)
+        with unset_fake_temporarily():  # what is computed depends on their values
+            sizes = {"sizes": torch.tensor([part[:2] for part in parts], device="cpu")}
+            sizes["ways"] = torch.tensor([ways for _, _, ways in parts], device="cpu")
+        labels = {"labels": torch.zeros(len(parts), dtype=torch.long, device=device)}
+        return {**inputs, **labels, "class": torch.zeros(rows, dtype=torch.long, device=device), **sizes}
 
     def inputs(self, rows: list[dict[str, Any]], tokenizer: Any, multiple: int = MULTIPLE) -> dict[str, Tensor]:
         """The model's inputs of encoded rows, [N, ...] each."""
@@ -185,12 +201,12 @@ class EpisodesTask(Task):
         """The tasks of a batch."""
         inputs = {name: batch[name] for name in INPUTS if name in batch}
         found, start = [], 0
-        for support, query in batch["sizes"].tolist():
+        for (support, query), ways in zip(batch["sizes"].tolist(), batch["ways"].tolist(), strict=True):
             at = slice(start, start + support + query)
             classes_N = batch["class"][at]
             base_ND = batch["base"][at] if "base" in batch else None
             part = {name: value[at] for name, value in inputs.items()}
-            found.append(Episode(part, classes_N, support, int(classes_N.max()) + 1, base_ND=base_ND))
+            found.append(Episode(part, classes_N, support, ways, base_ND=base_ND))
             start = at.stop
         return found
 
@@ -200,7 +216,7 @@ class EpisodesTask(Task):
             return batch
         if self._kept is None:
             pool, reader, about = self._training
-            self._kept = (kept.features(model, pool.source, lambda rows: self.inputs(rows, reader), about),)
+            self._kept = (kept.features(model, pool.source, lambda rows: self.inputs(rows, reader), about, self.heed),)
         (found,) = self._kept
         return batch if found is None else {**batch, "base": found[batch["place"]]}
 
@@ -218,7 +234,8 @@ class EpisodesTask(Task):
         """
         if self.known is None:
             raise UserError("a few-shot model needs examples of each class: give it --support FOLDER")
-        return supports.answer(self, model, rows, tokenizer, batch_size, device)
+        with measuring(model, device, precision):
+            return supports.answer(self, model, rows, tokenizer, batch_size, device)
 
     def show(self, encoded_row: Mapping[str, Any], tokenizer: Any) -> Text:
         """A task in a line: domain, classes and sizes."""

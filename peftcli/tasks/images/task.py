@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from peftcli.data.sampler import generator
 from peftcli.models import image_reader
 from peftcli.models.image_reader import ImageReader
 from peftcli.tasks import labels
-from peftcli.tasks.contract import Encoded, Evaluation, Loss, Quality, Task, check_metric
+from peftcli.tasks.contract import Encoded, Evaluation, Loss, Quality, Sizes, Task, check_metric
 from peftcli.tasks.images import alarms, metrics
 from peftcli.tasks.images.gallery import hang
 from peftcli.tasks.images.outcome import SEPARATOR, Outcome
@@ -180,7 +180,7 @@ class ImagesTask(Task):
             return reader.fit(pixels)
         return change(pixels, generator("augment", *draw, row["row"])) if change and draw else pixels
 
-    def blank(self, rows: int, length: int, device: Any) -> dict[str, Tensor]:
+    def blank(self, rows: int, length: int, device: Any, parts: Sequence[Sizes] = ()) -> dict[str, Tensor]:
         return {
             "pixel_values": torch.empty(rows, 3, length, length, device=device),
             "labels": torch.zeros(rows, len(self._classes), device=device),
