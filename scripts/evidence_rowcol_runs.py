@@ -82,7 +82,7 @@ CASES = {
     "smollm2": Case(
         "SmolLM2-135M, a word to its meaning", "smollm2/wordnet-gloss_lora", "right tokens",
         ("data.rows={train: 1000, validation: 60, test: 150}", "task.max_length=64", "training.batch_size=8"),
-        ("data.rows={train: 4000, validation: 200, test: 400}", "training.batch_size=8"), 25, (50,),
+        ("data.rows={train: 4000, validation: 200, test: 400}", "training.batch_size=8"), 15, (50,),
         targets="[attention.q,attention.v]", ranks=(8, 88, 28),
     ),
 }  # fmt: skip

@@ -33,11 +33,12 @@ from evidence_episodes import (
 from evidence_smat_runs import (
     ARMS,
     DAMAGED,
+    DENSE,
     FINE,
     FINE_STEPS,
     FIRST,
     KEPT,
-    LIKE,
+    LAST,
     LONG,
     LONG_META,
     LONGER,
@@ -69,10 +70,11 @@ def run(bench: Bench, workers: int) -> None:
 
     go(meta_trained, bench.grid([PRE, *FIRST]))
     go(meta_trained, bench.seeds(FIRST))
-    go(tested, bench.jobs("test", DAMAGED, range(SEEDS)))
+    go(tested, bench.jobs("test", [PRE, *FIRST], range(SEEDS)))
     store.run(bench.step_times(), 1, step_times)
-    go(meta_trained, bench.seeds(LIKE))
-    go(tested, bench.jobs("test", LIKE, range(SEEDS)))
+    go(meta_trained, bench.grid(LAST))
+    go(meta_trained, bench.seeds(LAST))
+    go(tested, bench.jobs("test", LAST, range(SEEDS)))
     go(meta_trained, bench.grid(OTHERS))
     go(meta_trained, bench.seeds(OTHERS))
     go(tested, bench.jobs("test", OTHERS, range(SEEDS)))
@@ -109,28 +111,21 @@ def points(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[s
 
 def main_table(bench: Bench, arms: Sequence[str]) -> str:
     """An arm a line: accuracies, and how it stands to dense meta-tuning and to pre-trained prototypes."""
-    dense, before = (part(bench.runs("test", arm), "clean") for arm in (META, PRE))
-    near, far = groups(dense[0]).values()
+    dense = {arm: part(bench.runs("test", arm), "clean") for arm in (META, LONG_META)}
+    before = part(bench.runs("test", PRE), "clean")
+    near, far = groups(before[0]).values()
     lines = []
     for arm in arms:
-        runs = part(bench.runs("test", arm), "clean")
-        of_arm = rates_of(LIKE.get(arm, arm))
-        rate, ends = bench.rate(arm), (min(of_arm), max(of_arm))
+        runs, like = part(bench.runs("test", arm), "clean"), dense[LONG_META if arm in LAST else META]
+        rate, ends = bench.rate(arm), (min(rates_of(arm)), max(rates_of(arm)))
         lines.append([
             arm, "" if arm == PRE else f"{rate:g}{'*' * (rate in ends)}",
             "" if arm == PRE else str(len(runs)), f"{average(runs, near):.1f}", f"{average(runs, far):.1f}",
-            *(["", ""] if arm == META else [gap(runs, dense, near), gap(runs, dense, far)]),
+            *(["", ""] if arm in dense else [gap(runs, like, near), gap(runs, like, far)]),
             "" if arm == PRE else gap(runs, before, far),
         ])  # fmt: skip
     head = ["arm", "rate", "seeds", "ID", "OOD", "ID less dense", "OOD less dense", "OOD less pre-trained"]
     return table(head, lines)
-
-
-def long_lines(bench: Bench) -> str:
-    """How the two arms stand to each other after more steps."""
-    ours, dense = (part(bench.runs("test", arm), "clean") for arm in (LONG, LONG_META))
-    said = [f"{kind} {gap(ours, dense, domains)}" for kind, domains in groups(dense[0]).items()]
-    return f"- After {LONGER} times the steps, SMAT less dense meta-tuning: {', '.join(said)}."
 
 
 def domain_table(bench: Bench, arms: Sequence[str]) -> str:
@@ -158,8 +153,8 @@ def damaged_table(bench: Bench) -> str:
     lines = []
     for how in CONDITIONS[1:]:
         found = {arm: part(bench.runs("damaged", arm), how) for arm in DAMAGED}
-        for kind, domains in groups(found[SMAT][0]).items():
-            ours, others = found[SMAT], [found[META], found[PRE]]
+        for kind, domains in groups(found[LONG][0]).items():
+            ours, others = found[LONG], [found[LONG_META], found[PRE]]
             lines.append([
                 how, kind, *(f"{average(found[arm], domains):.1f}" for arm in DAMAGED),
                 *(gap(ours, one, domains) for one in others),
@@ -172,31 +167,36 @@ def tuned_table(bench: Bench) -> str:
     lines = []
     for how in FINE:
         found = {arm: bench.runs(f"tuned {how}", arm, bench.fine_seeds) for arm in DAMAGED}
-        ours = part(found[SMAT], "tuned")
+        ours = part(found[LONG], "tuned")
         for arm, runs in found.items():
             after, domains = part(runs, "tuned"), list(ours[0])
             lines.append([
                 how, arm, ", ".join(f"{run['rate']:g}" for run in runs),
                 f"{average(part(runs, 'direct'), domains):.1f}", f"{average(after, domains):.1f}",
-                "" if arm == SMAT else gap(ours, after, domains),
+                "" if arm == LONG else gap(ours, after, domains),
             ])  # fmt: skip
     return table(["fine-tuned", "from", "rate", "before", "after", "SMAT's less this"], lines)
 
 
 def bars(bench: Bench) -> str:
     """Whether the bars are passed."""
-    ours, dense, before = (part(bench.runs("test", arm), "clean") for arm in (SMAT, META, PRE))
-    near, far = groups(dense[0]).values()
+    before = part(bench.runs("test", PRE), "clean")
+    near, far = groups(before[0]).values()
     lines = []
-    for name, other in (("dense meta-tuning", dense), ("pre-trained prototypes", before)):
-        centre, low, high = points(ours, other, far)
-        said = "passed" if low > 0 else "missed: behind" if high < 0 else "missed: cannot be told apart"
-        lines.append(f"- OOD above {name}: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
-    centre, low, high = points(ours, dense, near)
-    said = "passed" if low > 0 else "missed: behind" if high < 0 else "not shown either way"
-    lines.append(f"- ID not below dense meta-tuning: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
+    for dense_arm, arm in (FIRST, LAST):
+        if not bench.has("test", arm) or not bench.has("test", dense_arm):
+            continue
+        steps = f"{bench.steps * (LONGER if arm in LAST else 1)} steps"
+        ours, dense = (part(bench.runs("test", one), "clean") for one in (arm, dense_arm))
+        for name, other in (("dense meta-tuning", dense), ("pre-trained prototypes", before)):
+            centre, low, high = points(ours, other, far)
+            said = "passed" if low > 0 else "missed: behind" if high < 0 else "missed: cannot be told apart"
+            lines.append(f"- {steps}, OOD above {name}: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
+        centre, low, high = points(ours, dense, near)
+        said = "passed" if low > 0 else "missed: behind" if high < 0 else "not shown either way"
+        lines.append(f"- {steps}, ID not below dense meta-tuning: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
     target = target_of(bench)
-    least = min(min(run["sparsity"]) for arm in ARMS if arm not in (PRE, META)
+    least = min(min(run["sparsity"]) for arm in ARMS if arm not in DENSE
                 for run in bench.runs("test", arm))  # fmt: skip
     lines.append(
         f"- Each expert at {target:.0%} zeros or more: {'passed' if least >= target else 'missed'} ({least:.2%})."
@@ -253,10 +253,8 @@ def report(bench: Bench) -> str:
     rates = ", ".join(f"{rate:g}" for rate in RATES)
     about = ABOUT.format(steps=bench.steps, seeds=SEEDS, tasks=bench.tasks, kept=KEPT, rates=rates)
     parts = [about.strip(), main_table(bench, arms), bars(bench)]
-    if all(bench.has("test", arm) for arm in LIKE):
-        parts[-1] += "\n" + long_lines(bench)
-    parts.append(domain_table(bench, arms))
-    parts.append(sparsity_table(bench, [arm for arm in arms if arm not in (PRE, META)]))
+    parts.append(domain_table(bench, [arm for arm in arms if arm in (PRE, *FIRST, *LAST)]))
+    parts.append(sparsity_table(bench, [arm for arm in arms if arm not in DENSE]))
     missing = [arm for arm in ARMS if not bench.has("test", arm)]
     if all(bench.has("damaged", arm) for arm in DAMAGED):
         parts += [DAMAGED_ABOUT.format(wrong=WRONG, noise=NOISE), damaged_table(bench)]

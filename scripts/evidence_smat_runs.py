@@ -21,9 +21,8 @@ KEPT = 60
 PRE, META = "pre-trained prototypes", "dense meta-tuning"
 SMAT, FOUR, ONE, ALONE = "SMAT, 8 experts", "SMAT, 4 experts", "SMAT, 1 expert", "SMAT, 8 experts, no teacher"
 LONGER = 4
-"""Times the steps of the arms below, at the rates of those above."""
+"""Times the steps of the others."""
 LONG_META, LONG = f"{META}, {LONGER} times the steps", f"{SMAT}, {LONGER} times the steps"
-LIKE = {LONG_META: META, LONG: SMAT}
 ARMS = {
     PRE: ["method=frozen"],
     META: ["method=full"],
@@ -34,8 +33,8 @@ ARMS = {
     LONG_META: ["method=full"],
     LONG: ["method.experts=8"],
 }
-FIRST, OTHERS = (META, SMAT), (ONE, FOUR, ALONE)
-DAMAGED = (PRE, META, SMAT)
+FIRST, LAST, OTHERS = (META, SMAT), (LONG_META, LONG), (ONE, FOUR, ALONE)
+DAMAGED, DENSE = (PRE, *LAST), (PRE, META, LONG_META)
 RATES = (5e-5, 1e-4, 2e-4)
 SMAT_RATE = 5
 """Times those: mixed experts move a weight that they have by a part of the change."""
@@ -72,7 +71,7 @@ class Bench:
         """Of the recipe."""
         lr = [] if arm == PRE else [f"optim.lr={rate:g}"]
         model = ["model=resnet50-thin", *_model(self.out / "evidence_smat.base")]
-        steps = self.steps * (LONGER if arm in LIKE else 1)
+        steps = self.steps * (LONGER if arm in LAST else 1)
         size = [f"task.test_episodes={self.tasks}", f"training.max_steps={steps}"]
         return [*SHARED, *model, *size, *ARMS[arm], *lr, f"seed={seed}"]
 
@@ -91,12 +90,12 @@ class Bench:
 
     def rate(self, arm: str) -> float:
         """The rate of an arm with the best accuracy on the validation tasks."""
-        found, arm = self.store.results, LIKE.get(arm, arm)
+        found = self.store.results
         return max(rates_of(arm), key=lambda rate: mean_of(found[key("train", arm, rate, 0)]["validation"]))
 
     def seeds(self, arms: Iterable[str]) -> dict[str, Any]:
-        """Each arm with the other seeds, at its rate; with all, where another arm's grid chose it."""
-        chosen = [(arm, self.rate(arm), seed) for seed in range(SEEDS) for arm in arms if seed or arm in LIKE]
+        """Each arm with the other seeds, at its rate."""
+        chosen = [(arm, self.rate(arm), seed) for seed in range(1, SEEDS) for arm in arms]
         return {key("train", *one): self._train(*one) for one in chosen}
 
     def jobs(self, kind: str, arms: Iterable[str], seeds: Iterable[int], *more: Any) -> dict[str, Any]:
@@ -120,7 +119,7 @@ class Bench:
     def runs(self, kind: str, arm: str, seeds: Iterable[int] = range(SEEDS)) -> list[Result]:
         """The results of an arm that are there, seed by seed; nothing of the pre-trained model depends on the seed."""
         found = self.store.results
-        if any(key("train", LIKE.get(arm, arm), rate, 0) not in found for rate in rates_of(LIKE.get(arm, arm))):
+        if any(key("train", arm, rate, 0) not in found for rate in rates_of(arm)):
             return []
         rate = self.rate(arm)
         keys = [key(kind, arm, rate, 0 if arm == PRE else seed) for seed in seeds]
@@ -136,7 +135,7 @@ def key(kind: str, arm: str, rate: float, seed: int) -> str:
 
 
 def rates_of(arm: str) -> list[float]:
-    return [0.0] if arm == PRE else [rate * (1 if arm == META else SMAT_RATE) for rate in RATES]
+    return [0.0] if arm == PRE else [rate * (1 if arm in (META, LONG_META) else SMAT_RATE) for rate in RATES]
 
 
 def _model(folder: Path) -> list[str]:
