@@ -73,11 +73,13 @@ CASES = {
     ),
     "resnet-emoji": Case(
         "ResNet-50 of half width on emoji, 96 pixels", "resnet/emoji-google_linear_probe", "accuracy",
-        ("task.image_size=96", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 80, (50,), pixels=(),
+        ("task.image_size=96", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 80, (50,),
+        pixels=(),
     ),
     "vit-emoji": Case(
         "ViT-S/14 on emoji, 56 pixels", "vit/emoji-google_linear_probe", "accuracy",
-        ("task.image_size=56", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 40, (50,), pixels=(),
+        ("task.image_size=56", "training.batch_size=32"), ("task.image_size=112", "training.batch_size=32"), 40, (50,),
+        pixels=(),
     ),
     "smollm2": Case(
         "SmolLM2-135M, a word to its meaning", "smollm2/wordnet-gloss_lora", "right tokens",
