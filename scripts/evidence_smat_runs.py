@@ -136,7 +136,13 @@ def key(kind: str, arm: str, rate: float, seed: int) -> str:
 
 
 def rates_of(arm: str) -> list[float]:
-    return [0.0] if arm == PRE else [rate * (1 if arm in (META, LONG_META) else SMAT_RATE) for rate in RATES]
+    """What an arm may learn at; dense meta-tuning for longer chose the lowest of the three, and got one below."""
+    if arm == PRE:
+        return [0.0]
+    return [
+        *([RATES[0] / 2] if arm == LONG_META else []),
+        *(rate * (1 if arm in DENSE else SMAT_RATE) for rate in RATES),
+    ]
 
 
 def _model(folder: Path) -> list[str]:
