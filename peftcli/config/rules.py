@@ -205,7 +205,7 @@ def _no_step(where: _Where) -> Iterator[Mistake]:
 def _target(where: _Where) -> Iterator[Mistake]:
     """A target of an unknown name, or a share that is none; how many there are is a rule."""
     target = where.get("method.target")
-    if isinstance(target, dict) and len(target) == 1 and all(isinstance(said, str) for said in target.values()):
+    if isinstance(target, dict) and [type(said) in (str, int, float) for said in target.values()] == [True]:
         try:
             targets.read(target)
         except UserError as error:

@@ -10,11 +10,11 @@ from peftcli.config.errors import Mistake, UserError, unknown
 TARGETS = ("parameters", "flops", "latency")
 
 
-def read(target: Mapping[str, str]) -> tuple[str, float]:
+def read(target: Mapping[str, str | float]) -> tuple[str, float]:
     """The unit and the share that a recipe asks for.
 
     Args:
-        target: `{"parameters": "50%"}`.
+        target: `{"parameters": "50%"}`, or 0.5.
 
     Raises:
         UserError: There is not just one target, of a known name, above 0 and below 100 %.
@@ -26,7 +26,8 @@ def read(target: Mapping[str, str]) -> tuple[str, float]:
     key = f"method.target.{unit}"
     if unit not in TARGETS:
         raise UserError(unknown("target", unit, TARGETS, key))
-    number = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", str(said))
+    said = said if isinstance(said, str) else f"{said:g}"
+    number = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*(%?)\s*", said)
     share = float(number[1]) / (100 if number[2] else 1) if number else -1.0
     if not 0 < share < 1:
         what = f"{key} is {said}, expected a share of what there is: above 0 and below 100%"

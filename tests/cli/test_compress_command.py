@@ -78,9 +78,10 @@ def test_the_smaller_model_stands_by_itself(peft, original, tmp_path):
     [
         ([], "method.mode=compress has one target"),
         (["target.parameters=150%"], "above 0 and below 100%"),
+        (["target.parameters=50"], "above 0 and below 100%"),
         (["target.size=50%"], "unknown target 'size'"),
         (["target.parameters=50%", "target.flops=50%"], "has one target"),
-        (["target.parameters=1%"], "is 1% of the backbone, and less than can be had"),
+        (["target.parameters=1%"], "1% of the backbone is less than can be had"),
         (["target.parameters=50%", "method.basis=gradient"], "method.mode=compress has none"),
         (["target.parameters=50%", "method.prune=1"], "method.prune is 1"),
         (["target.parameters=50%", "method.calibration_batches=1", "training.batch_size=1"], "may get up to 19"),

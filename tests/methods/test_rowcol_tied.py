@@ -188,6 +188,8 @@ def test_what_cannot_be_tied_is_said():
         attached(tiny.mamba())
     with pytest.raises(UserError, match=r"fused into one matrix, as qkv"):
         Method(Settings(mode="tie", targets=["attention"])).attach(Fused(), Family("fused", ()))
+    with pytest.raises(UserError, match=r"can be tied \(attention\)\s+what it has: conv, stage"):
+        attached(tiny.resnet(), targets=["attention"])
     with pytest.raises(UserError, match="unknown part to tie 'attn'"):
         attached(tiny.vit(), targets=["attn"])
     with pytest.raises(UserError, match="the base is a vit"):

@@ -87,7 +87,10 @@ def find(model: nn.Module, family: Family, targets: Sequence[str]) -> tuple[list
         what = f"nothing of this model can be tied ({', '.join(chosen) or family.name})"
         if fused:
             what += f": its projections are fused into one matrix, as {fused[0]}"
+        there = [part for part, pairs in ROLES.items() if any(up in family.roles for up, _ in pairs)]
         hint = "; ".join(f"{name}: {why}" for name, why in list(left_out.items())[:2])
+        if not hint and not fused and there:
+            hint = f"what it has: {', '.join(there)}"
         raise UserError(Mistake(what, "method.targets", hint=hint))
     return groups, left_out
 

@@ -132,7 +132,7 @@ def look(model: nn.Module, things: Sequence[Rebuildable], settings: Settings, ca
         if moment.positions < thing.widest:
             what = (
                 f"{thing.name} may get up to {thing.widest} directions, and the calibration rows have "
-                f"{moment.positions} positions there, which show no more than so many"
+                f"{moment.positions} positions there, which show no more than that"
             )
             hint = "a larger method.calibration_batches, more training rows, or method.basis=weight"
             raise UserError(Mistake(what, "method.calibration_batches", hint=hint))
@@ -162,11 +162,10 @@ def plan(things: Sequence[Rebuildable], cost: Cost, share: float, worth: Mapping
     if least > budgeted:
         floor = (cost.held + least) / cost.whole
         what = (
-            f"method.target.{cost.unit} is {100 * share:.4g}% of the backbone, and less than can be had: "
-            f"{cost.said(cost.held)} of {cost.said(cost.whole)} stay as they are, and the smallest ranks of the rest "
-            f"make it {floor:.1%}"
+            f"{100 * share:.4g}% of the backbone is less than can be had: {cost.said(cost.held)} of "
+            f"{cost.said(cost.whole)} stay as they are, and the smallest ranks of the rest make it {floor:.1%}"
         )
-        hint = f"method.target.{cost.unit} well above {floor:.1%}, where each layer has one direction or few"
+        hint = f"method.target.{cost.unit} well above {floor:.1%}, where each layer keeps a direction or few"
         if floor >= 1:
             hint = "another target: no layer of this model is faster in any smaller size here"
         raise UserError(Mistake(what, f"method.target.{cost.unit}", hint=hint))

@@ -36,9 +36,9 @@ class Settings:
     """Roles (`attention.q`, `mlp`, `all`) or module names to adapt; with mode=compress those to rebuild, empty for all;
     with mode=tie the parts to tie, of `attention`, `mlp`, `conv` and, for ResNet, `stage`. Empty takes the family's
     usual ones."""
-    target: dict[str, str] = field(default_factory=dict)
+    target: dict[str, str | float] = field(default_factory=dict)
     """With mode=compress, what the backbone (the model without embeddings and head) may be of what it was, in one of
-    `parameters`, `flops` and `latency` (measured on this machine): `{parameters: 50%}`."""
+    `parameters`, `flops` and `latency` (measured on this machine): `{parameters: 50%}`, or 0.5."""
     prune: float = 0.0
     """With mode=compress, share of the single weights set to zero before, the smallest of the whole backbone."""
     basis: Literal["data", "weight", "gradient"] = "data"
