@@ -116,7 +116,8 @@ def share(
     if "train" not in named:
         found["train"] = set(order)
     if short := [split for split, labels in found.items() if len(labels) == 1 or (split == "train" and not labels)]:
-        what = f"{len(left)} classes leave {len(found[short[0]])} for {short[0]}, and a task needs two"
+        others = f" ({len(small)} more have fewer than {max(2, domain.least)} rows)" if small else ""
+        what = f"{len(left)} classes{others} leave {len(found[short[0]])} for {short[0]}, and a task needs two"
         hint = "name its classes, such as classes: {validation: [], test: []} to train on all, or held_out: true"
         raise UserError(Mistake(what, hint=hint))
     return found

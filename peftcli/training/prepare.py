@@ -161,7 +161,8 @@ def _settle(config: RunConfig, encoded: dict[str, Any], notes: list[str]) -> Non
     found = [(name, part) for name, part in encoded.items() if isinstance(part, Encoded)]
     mistakes = []
     for name, part in found:
-        mistake, note = checking.settled(name, part.bad, len(part) + part.counts["dropped"], config.data.bad_rows)
+        total = part.counts["rows"] + part.counts["dropped"]
+        mistake, note = checking.settled(name, part.bad, total, config.data.bad_rows)
         mistakes += [mistake] if mistake else []
         notes += [note] if note else []
     if mistakes:

@@ -62,6 +62,24 @@ def test_domains_that_give_no_task_are_named(peft, recipe, classes, rows, words)
     assert_said(peft("train", recipe(classes, rows)), 2, *words)
 
 
+def spoil(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.write_bytes(b"no picture")
+
+
+def test_classes_without_readable_pictures_are_counted_or_end_it(peft, recipe, tmp_path) -> None:
+    asked = ("train", recipe(8, 4), "--dry-run", "data.test_share=0", "data.bad_rows=skip")
+    spoil(tmp_path / "mine" / "class0")
+    result = peft(*asked)
+    assert_said(result, 0)
+    printed = " ".join(result.output.split())
+    for words in ("7 classes in 1 domains", "1 classes left out for want of rows", "left out 4 of 32 rows"):
+        assert words in printed
+    for number in range(1, 7):
+        spoil(tmp_path / "mine" / f"class{number}")
+    assert_said(peft(*asked), 2, "data.domains: no domain has two classes of two rows in train")
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [

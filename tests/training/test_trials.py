@@ -6,13 +6,14 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from peftcli.config.errors import UserError
 from peftcli.methods.smat.settings import Settings
 from peftcli.methods.smat.tuner import Method
 from peftcli.training import trials
 from peftcli.training.run import run
-from tests import few_shot, pictures
+from tests import few_shot, pictures, together
 
 AUTO = Settings(experts="auto", sparsity="auto", expert_choices=[1, 2], sparsity_choices=[0.3, 0.6])
 
@@ -69,6 +70,23 @@ def test_the_best_candidate_by_validation_is_trained_and_stays_chosen(places, tm
     assert chosen["trials"] == [*turned[:4], *second]
     saved = json.loads((again.adapter / "adapter_config.json").read_text())
     assert (saved["experts"], saved["sparsity"]) == (2, 0.3)
+
+
+@pytest.mark.slow
+def test_two_processes_choose_the_same(places, tmp_path) -> None:
+    few = Settings(experts="auto", sparsity=0.5, expert_choices=[1, 2])
+    folder = make(places, tmp_path, method=few, launch={"processes": 2, "timeout_minutes": 2})
+    together.train([folder], tmp_path / "meeting", tmp_path / "cache")
+    (one, about), (two, _) = (together.held(folder, rank) for rank in (0, 1))
+    assert about["world"] == 2
+    assert one.keys() == two.keys()
+    for name, tensor in one.items():
+        assert torch.equal(tensor, two[name]), name
+    tried = folder.read_report()["trials"]
+    assert [row["about"]["experts"] for row in tried] == [1, 2]
+    best = max(tried, key=lambda row: row["value"])["about"]
+    assert json.loads((folder.adapter / "adapter_config.json").read_text())["experts"] == best["experts"]
+    assert not (folder.path / "trials").exists()
 
 
 def test_without_a_validation_split_auto_is_refused(places, tmp_path) -> None:

@@ -9,11 +9,15 @@ from typing import Any
 
 import numpy as np
 
+from peftcli.config.errors import Mistake, UserError
 from peftcli.data.domains import HELD_OUT
 from peftcli.data.episodes import Drawn, Rules, draw
 from peftcli.data.rows import Rows
 from peftcli.data.sampler import generator
 from peftcli.tasks.contract import Encoded
+
+SHOWN = 3
+"""Rows that cannot be read and are named."""
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,9 @@ def gather(rows: Rows, source: Encoded, rules: Rules, key: tuple[int | str, ...]
         key: Seed of the fixed tasks.
         fixed: Fixed tasks of each domain, or 0.
         episodes: Tasks of an epoch where they are not fixed.
+
+    Raises:
+        UserError: No domain has two classes of two rows that can be read.
     """
     about = {row: place for place, row in enumerate(rows["row"])}
     labels, domains, roles = rows["label"], rows["domain"], rows["role"]
@@ -87,10 +94,16 @@ def gather(rows: Rows, source: Encoded, rules: Rules, key: tuple[int | str, ...]
         for domain, classes in sorted(found.items())
     }
     members = {domain: classes for domain, classes in whole.items() if len(classes) > 1}
+    if not members:
+        what = f"no domain has two classes of two rows in {key[-1]} that can be read"
+        hint = "give it more rows, or mend those that cannot be read"
+        raise UserError(Mistake(what, "data.domains", hint=hint), *source.bad[:SHOWN])
     held_out = frozenset(domain for domain, role in zip(domains, roles, strict=True) if role == HELD_OUT)
     count = fixed * len(members) if fixed else episodes
     classes = Counter({domain: len(part) for domain, part in members.items()})
     counts = {**source.counts, "domains": len(members), "classes": classes.total(), "episodes": count}
+    if lost := len(set(zip(domains, labels, strict=True))) - classes.total():
+        counts["lost_classes"] = lost
     return Pool(
         source.rows, [1] * count, counts, source.bad, source=source, members=members, held_out=held_out, rules=rules,
         key=key, fixed=fixed,
