@@ -62,6 +62,6 @@ def test_the_estimate_counts_the_teacher(make_run):
     with_teacher, without = (estimate(one) for one in (config, alone))
     held = sum(with_teacher.weights_by_dtype.values())
     more = with_teacher.heaviest[1].adapter - without.heaviest[1].adapter
-    assert held <= more <= 1.2 * held + torch.finfo(torch.float32).bits
+    assert 0.8 * held <= more < held  # the layers that are tied stay without a teacher too, for the report's costs
     assert with_teacher.file_bytes == without.file_bytes
     assert with_teacher.heaviest[1].activations > without.heaviest[1].activations
