@@ -6,7 +6,6 @@ import signal
 from dataclasses import replace
 
 import pytest
-import torch
 from safetensors.torch import load_file
 
 from peftcli.config import frozen
