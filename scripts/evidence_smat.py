@@ -235,8 +235,8 @@ monocrystalline cells; {seeds} seeds, {tasks} tasks of each domain of the test, 
 - Less dense, less pre-trained: with a 95 % interval, paired bootstrap over seeds and over the tasks of each domain. It
   speaks of new tasks of these classes and domains, not of new domains, of which there are few.
 - Rate: the best of three by {kept} tasks of each domain on validation classes, with the first seed; of {rates} for
-  dense meta-tuning, of five times as much for SMAT. One or four experts, and no teacher, have that of eight. A star: an
-  end of the grid. No test task took part in any choice.
+  dense meta-tuning (for longer also half the lowest), of five times as much for SMAT. One or four experts, and no
+  teacher, have that of eight. A star: an end of the grid. No test task took part in any choice.
 """
 DAMAGED_ABOUT = """\
 Damaged supports: {wrong:.0%} of the rows have exchanged their labels with rows of other classes (wrong), or white noise
