@@ -196,6 +196,12 @@ def answers(results: Sequence[Result]) -> np.ndarray:
     return np.array([[int(mark) for mark in result["correct"]] for result in results], dtype=float)
 
 
+def points(gap: tuple[float, float, float]) -> str:
+    """A difference of shares and the ends of its interval, in points of a hundred."""
+    middle, low, high = (100 * share for share in gap)
+    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
 def difference(ours: np.ndarray, theirs: np.ndarray, draws: int = DRAWS) -> tuple[float, float, float]:
     """Mean difference of two arms' shares of right answers, with its 95 % interval.
 

@@ -19,7 +19,7 @@ from typing import Any
 import evidence
 import evidence_smaller as smaller
 import numpy as np
-from evidence import Result, command, here, table
+from evidence import Result, command, here, points, table
 from evidence_rowcol_runs import ADAPTER_RATES, ARMS, CASES, LONGER, OURS, RATES, SEEDS, SHARES, Bench
 from evidence_scores import difference as auroc_difference
 from evidence_scores import ranked
@@ -62,11 +62,6 @@ def difference(ours: Sequence[Result], theirs: Sequence[Result], of: str = "afte
         return evidence.difference(mine.astype(float), other.astype(float))
     truth = np.array(first["truth"])
     return auroc_difference(ranked(mine, truth), ranked(other, truth))
-
-
-def points(gap: tuple[float, float, float]) -> str:
-    middle, low, high = (100 * x for x in gap)
-    return f"{middle:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def spread(runs: Sequence[Result], of: str = "after") -> str:

@@ -18,7 +18,7 @@ from statistics import mean
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from evidence import Result, Store, answers, command, difference, here, table
+from evidence import Result, Store, answers, command, difference, here, points, table
 
 from peftcli.config import paths
 from peftcli.methods.sdt.maths import jaccard
@@ -181,13 +181,9 @@ def main_table(bench: Bench, model: str, names: Sequence[str], conditions: Seque
             theirs = answers(bench.runs(model, condition, name, rates[name]))
             ours = answers(bench.runs(model, condition, first, rates[first]))
             line.append(f"{100 * theirs.mean():.1f} ± {100 * theirs.mean(1).std(ddof=1):.1f}")
-            line.append("" if name == first else _points(*difference(ours, theirs)))
+            line.append("" if name == first else points(difference(ours, theirs)))
         rows.append(line)
     return table(head, rows)
-
-
-def _points(gap: float, low: float, high: float) -> str:
-    return f"{100 * gap:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
 
 
 def share_table(bench: Bench) -> str:
@@ -199,7 +195,7 @@ def share_table(bench: Bench) -> str:
         enough = [share for share in SHARES if difference(by[share], by[1.0])[1] > -MARGIN]
         line = [model, *(f"{100 * by[share].mean():.1f}" for share in SHARES)]
         least = f"{min(enough):.0%}"
-        rows.append([*line, _points(*difference(by[SHARES[0]], by[1.0])), least])
+        rows.append([*line, points(difference(by[SHARES[0]], by[1.0])), least])
     head = ["base", *(f"{share:.0%} of the channels" for share in SHARES), "1 % against all", "smallest not worse"]
     return table(head, rows)
 

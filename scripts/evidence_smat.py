@@ -17,7 +17,7 @@ from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
-from evidence import Result, command, here, table
+from evidence import Result, command, here, points, table
 from evidence_episodes import (
     CONDITIONS,
     NOISE,
@@ -98,14 +98,13 @@ def average(runs: Sequence[Scores], domains: Iterable[str]) -> float:
 
 def gap(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[str]) -> str:
     """Difference in points with its interval."""
-    return "{:+.1f} [{:+.1f}, {:+.1f}]".format(*points(ours, theirs, domains))
+    return points(apart(ours, theirs, domains))
 
 
-def points(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[str]) -> tuple[float, float, float]:
-    """Difference in points and the ends of its interval, over the seeds that both have."""
+def apart(ours: Sequence[Scores], theirs: Sequence[Scores], domains: Sequence[str]) -> tuple[float, float, float]:
+    """Difference and the ends of its interval, over the seeds that both have."""
     both = min(len(ours), len(theirs))
-    centre, low, high = difference(ours[:both], theirs[:both], domains)
-    return 100 * centre, 100 * low, 100 * high
+    return difference(ours[:both], theirs[:both], domains)
 
 
 def main_table(bench: Bench, arms: Sequence[str]) -> str:
@@ -188,12 +187,12 @@ def bars(bench: Bench) -> str:
         steps = f"{bench.steps * (LONGER if arm in LAST else 1)} steps"
         ours, dense = (part(bench.runs("test", one), "clean") for one in (arm, dense_arm))
         for name, other in (("dense meta-tuning", dense), ("pre-trained prototypes", before)):
-            centre, low, high = points(ours, other, far)
+            found = _, low, high = apart(ours, other, far)
             said = "passed" if low > 0 else "missed: behind" if high < 0 else "missed: cannot be told apart"
-            lines.append(f"- {steps}, OOD above {name}: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
-        centre, low, high = points(ours, dense, near)
+            lines.append(f"- {steps}, OOD above {name}: {said} ({points(found)}).")
+        found = _, low, high = apart(ours, dense, near)
         said = "passed" if low > 0 else "missed: behind" if high < 0 else "not shown either way"
-        lines.append(f"- {steps}, ID not below dense meta-tuning: {said} ({centre:+.1f} [{low:+.1f}, {high:+.1f}]).")
+        lines.append(f"- {steps}, ID not below dense meta-tuning: {said} ({points(found)}).")
     target = target_of(bench)
     least = min(min(run["sparsity"]) for arm in ARMS if arm not in DENSE
                 for run in bench.runs("test", arm))  # fmt: skip

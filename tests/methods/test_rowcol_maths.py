@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from peftcli.methods.rowcol import attention, convolution, maths, tying, usage
 from peftcli.methods.rowcol.attention import Projections
+from peftcli.methods.rowcol.moments import Moment
 
 SHAPES = [(12, 12), (20, 9), (7, 18)]
 
@@ -183,7 +184,7 @@ def test_heads_are_cut_in_pairs():
     y = heads_out(given, x, heads, width**-0.5)
     C = moment(D)[1]
     centre = 0.3 * draw(D, seed=9)
-    for seen in (None, attention.Seen(C + torch.outer(centre, centre), centre)):
+    for seen in (None, Moment(C + torch.outer(centre, centre), centre, 1)):
         same = attention.joint(given, heads, width, seen)
         assert same.q.shape == given.q.shape
         torch.testing.assert_close(heads_out(same, x, heads, width**-0.5), y, atol=1e-10, rtol=0)
@@ -203,7 +204,7 @@ def test_heads_lose_what_their_energies_say_of_logits_less_their_mean_and_nothin
         *(draw(8, D, seed=s) for s in range(3)), draw(D, 8, seed=3), 3 * draw(8, seed=5), draw(D, seed=6)
     )
     x = draw(N, D, seed=8) @ draw(D, D, seed=9) + 2 * draw(D, seed=10)
-    seen = attention.Seen(x.T @ x / N, x.mean(0))
+    seen = Moment(x.T @ x, x.sum(0), N)
 
     def logits(p: Projections) -> torch.Tensor:
         q = (x @ p.q.T + p.q_bias).unflatten(1, (heads, -1)).transpose(0, 1)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from peftcli.methods.rowcol import maths
+from peftcli.methods.rowcol.moments import Moment
 
 
 @dataclass(frozen=True)
@@ -49,27 +50,14 @@ class Projections:
         return self.o_bias is not None or self.v_bias is not None
 
 
-@dataclass(frozen=True)
-class Seen:
-    """What goes into an attention.
-
-    Attributes:
-        C_DD: E[x xᵀ].
-        centre_D: The mean m.
-    """
-
-    C_DD: Tensor
-    centre_D: Tensor
-
-
-def joint(given: Projections, heads: int, width: int, seen: Seen | None) -> Projections:
+def joint(given: Projections, heads: int, width: int, seen: Moment | None) -> Projections:
     """Each head with `width` dimensions in place of its own; at its own width the same function.
 
     Args:
         given: The projections.
         heads: G.
         width: T.
-        seen: None counts all directions alike.
+        seen: What goes into the attention; None counts all directions alike.
 
     Returns:
         The smaller ones, in float64. The scale of the logits stays that of S.
@@ -81,7 +69,7 @@ def joint(given: Projections, heads: int, width: int, seen: Seen | None) -> Proj
     constant_D = (o_GDS @ _bias(given.v_bias, given.v).unflatten(0, (heads, -1))[..., None]).sum((0, 2))
     o_bias = constant_D + _bias(given.o_bias, given.o)
     if seen is not None and given.has_bias:
-        o_bias += (o_GDS @ v_GSD - o_GDT @ v_GTD).sum(0) @ maths.wide(seen.centre_D)
+        o_bias += (o_GDS @ v_GSD - o_GDT @ v_GTD).sum(0) @ seen.centre
     return Projections(
         q=left_GSE[..., :-1].flatten(0, 1),
         k=right_GSD.flatten(0, 1),
@@ -102,7 +90,7 @@ def product(a_GSE: Tensor, b_GSD: Tensor, La_EE: Tensor, Lb_DD: Tensor, width: i
     return a_GTE, b_GTD
 
 
-def energies(given: Projections, heads: int, seen: Seen | None) -> tuple[Tensor, Tensor]:
+def energies(given: Projections, heads: int, seen: Moment | None) -> tuple[Tensor, Tensor]:
     """Squared singular values [S] of the q-k and of the v-o products, summed over heads, falling."""
     wide_GSE, k_GSD, v_GSD, o_GDS = _split(given, heads)
     asking_EE, keys_DD, values_DD = _roots(given, seen)
@@ -120,12 +108,12 @@ def _split(given: Projections, heads: int) -> tuple[Tensor, Tensor, Tensor, Tens
     return torch.cat([q_GSD, bias_GS1], dim=2), k_GSD, v_GSD, o_GDS
 
 
-def _roots(given: Projections, seen: Seen | None) -> tuple[Tensor, Tensor, Tensor]:
+def _roots(given: Projections, seen: Moment | None) -> tuple[Tensor, Tensor, Tensor]:
     """L of what queries see [D + 1, D + 1], of what keys see and of what values see [D, D]."""
     if seen is None:
         L_EE = torch.eye(given.q.shape[1] + 1, dtype=torch.float64, device=maths.wide(given.q).device)
         return L_EE, L_EE[1:, 1:], L_EE[1:, 1:]
-    C_DD, m_D = maths.wide(seen.C_DD), maths.wide(seen.centre_D)
+    C_DD, m_D = seen.mean, seen.centre
     whole_EE = torch.cat([torch.cat([C_DD, m_D[:, None]], 1), torch.cat([m_D, m_D.new_ones(1)])[None]])
     spread_DD = maths.root(C_DD - torch.outer(m_D, m_D))
     return maths.root(whole_EE), spread_DD, spread_DD if given.has_bias else maths.root(C_DD)

@@ -164,11 +164,7 @@ class Compress(Distilled):
     def forms(self, model: nn.Module) -> list[Form]:
         """The original's modules in the place of the rebuilt ones; the model as it is."""
         outermost = [name for name in self._parts if not any(name.startswith(f"{one}.") for one in self._parts)]
-        return [
-            # In the type of what was made of them, so that bytes and times compare.
-            Form("original", {name: self._original.get_submodule(name).float() for name in outermost}),
-            Form("compressed", {}),
-        ]
+        return whole.beside_original({name: self._original.get_submodule(name) for name in outermost}, "compressed")
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """How much of its spaces each layer uses, and what is left of it."""

@@ -270,8 +270,8 @@ class Heads(Rebuildable):
     def look(self, moment: Moment | None) -> None:
         """See the base."""
         C = None if moment is None else moment.mean
-        self._seen_by = None if moment is None else attention.Seen(moment.mean, moment.centre)
-        q_k, v_o = (energies.tolist() for energies in attention.energies(self.given, self.heads, self._seen_by))
+        self._moment = moment
+        q_k, v_o = (energies.tolist() for energies in attention.energies(self.given, self.heads, self._moment))
         every = [maths.wide(one.weight) for one in (self.q, self.k, self.v)]
         _, energies, into = maths.spaces(torch.cat(every), C, 1)
         rows, columns = maths.rank_for(into, 1 - EPS), maths.rank_for(energies, 1 - EPS)
@@ -303,14 +303,14 @@ class Heads(Rebuildable):
 
     def tensors(self, ranks: Sequence[int], moment: Moment | None) -> dict[str, Tensor]:
         """See the base."""
-        found = attention.joint(self.given, self.heads, ranks[0], self._seen_by)
+        found = attention.joint(self.given, self.heads, ranks[0], self._moment)
         named = {f"{one}_proj.weight": getattr(found, one) for one in "qkvo"}
         biases = {"q_proj.bias": found.q_bias, "o_proj.bias": found.o_bias}
         return named | {name: bias for name, bias in biases.items() if bias is not None}
 
     def cut(self, ranks: Sequence[int]) -> list[tuple[nn.Parameter, Tensor]]:
         """See the base."""
-        found = attention.joint(self.given, self.heads, ranks[0], self._seen_by)
+        found = attention.joint(self.given, self.heads, ranks[0], self._moment)
         changed = [(one.weight, self._padded(getattr(found, name), 0)) for name, one in self._rows]
         changed.append((self.o.weight, self._padded(found.o.mT, 0).mT))
         if found.q_bias is not None:

@@ -112,10 +112,7 @@ class Tie(distillation.Distilled):
     def forms(self, model: nn.Module) -> list[Form]:
         """With the original's layers in the places of those that share a matrix; as it is. None of the paper's layout,
         in which other layers stand around them."""
-        if not self._untied:
-            return []
-        # In the type of what was made of them, so that bytes and times compare.
-        return [Form("original", {name: layer.float() for name, layer in self._untied.items()}), Form("tied", {})]
+        return whole.beside_original(self._untied, "tied") if self._untied else []
 
     def figures(self, model: nn.Module) -> list[dict[str, Any]]:
         """How far the tied maps were from each other."""
