@@ -161,11 +161,11 @@ def write_program(model: Any, batch: Mapping[str, Tensor], path: Path) -> None:
     with _quiet():
         try:
             program = torch.export.export(_Scores(model, list(batch)), values, dynamic_shapes=(free,), strict=False)
-        except Exception as error:  # each thing that cannot be followed fails in its own way
+            torch.export.save(program, path)
+        except Exception as error:  # each thing that cannot be followed or written fails in its own way
             kind = model.config.model_type
             what = f"a model of type {kind} cannot be exported: {_reason(error)}"
-            raise UserError(Mistake(what, "--pt2")) from error
-        torch.export.save(program, path)
+            raise UserError(Mistake(what, "--pt2", hint="leave out --pt2")) from error
 
 
 def quantise(path: Path, to: Path) -> None:

@@ -67,6 +67,10 @@ def test_a_mamba_run_is_one_graph_for_every_length(peft, make_mamba_run, tmp_pat
     assert peft("merge", folder.path, "--to", tmp_path / "onnx", "--onnx").exit_code == 0
     for text in ("good", " ".join(["the film was good"] * 9)):
         assert run_readme(tmp_path / "onnx", text=text) == answer(peft, folder.path, text)["predicted"]
+    refused = peft("merge", folder.path, "--to", tmp_path / "program", "--onnx", "--pt2")
+    assert refused.exit_code == 2, refused.output
+    assert "a model of type mamba cannot be exported" in refused.stderr
+    assert not (tmp_path / "program").exists()
 
 
 def test_what_has_no_graph_and_what_does_not_go_together_say_so(peft, trained, tmp_path):
